@@ -1,0 +1,189 @@
+"""What a run prints and keeps: its table and verdict, its curves, the files of its folder.
+
+Nothing here trains. Files are written whole or not at all, and read without trusting them.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+MAX_PARAMETERS, MAX_EPOCHS, MIN_ACCURACY, LAST_EPOCHS = 8_000, 15, 99.4, 5  # the brief
+
+
+class UsageError(Exception):
+    """What the user gave is wrong; the message is one line and says what to do. Exit code 2."""
+
+
+class RunError(Exception):
+    """The run cannot go on; the message is one line and says what to do. Exit code 1."""
+
+
+# ------------------------------------------------------------------------------ printed
+
+COLUMNS = (  # title, key in a record, format; "Test" is "Val" where a hold-out is reported
+    ("Epoch", "epoch", "d"),
+    ("Train Acc (%)", "train_acc", ".2f"),
+    ("    LR", "lr", ".4f"),
+    ("Test Loss", "test_loss", ".4f"),
+    ("Test Acc (%)", "test_acc", ".2f"),
+    ("Time (s)", "seconds", ".1f"),
+)
+
+
+def table_header(split: str) -> str:
+    """The two lines above the rows of the Markdown table; `split` is "test" or "val"."""
+    titles = [title.replace("Test", split.title()) for title, _, _ in COLUMNS]
+    return f"| {' | '.join(titles)} |\n| {' | '.join('-' * (len(t) - 1) + ':' for t in titles)} |"
+
+
+def table_row(record: dict[str, Any], split: str) -> str:
+    """One epoch as a row under `table_header`."""
+    cells = [
+        f"{record[key.replace('test', split)]:{len(title.replace('Test', split.title()))}{spec}}"
+        for title, key, spec in COLUMNS
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def verdict(model: nn.Module, records: list[dict[str, Any]], split: str) -> str:
+    """Whether the run meets the brief, line by line. The last epoch is the result."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    accuracies = [record[f"{split}_acc"] for record in records]
+    last = accuracies[-LAST_EPOCHS:]
+    reached = sum(accuracy >= MIN_ACCURACY for accuracy in last)
+    checks = {
+        f"{parameters:,} parameters (at most {MAX_PARAMETERS:,})": parameters <= MAX_PARAMETERS,
+        f"{len(records)} epochs (at most {MAX_EPOCHS})": len(records) <= MAX_EPOCHS,
+        f"{reached} of the last {LAST_EPOCHS} epochs at {MIN_ACCURACY} % or more": (
+            reached == LAST_EPOCHS
+        ),
+    }
+    lines = [
+        f"{'test' if split == 'test' else 'held-out'} accuracy {accuracies[-1]:.2f} % at the last "
+        f"epoch, {np.mean(accuracies[-3:]):.2f} % mean of the last three, "
+        f"{max(accuracies):.2f} % best (epoch {np.argmax(accuracies) + 1})",
+        *(f"  {'yes' if met else 'NO':3}  {text}" for text, met in checks.items()),
+        f"The brief is {'met' if all(checks.values()) else 'not met'}.",
+    ]
+    return "\n".join(lines)
+
+
+def plot_curves(records: list[dict[str, Any]], split: str, title: str) -> bytes:
+    """Accuracy and loss by epoch, with the learning rate below, as a PNG."""
+    from matplotlib.figure import Figure  # here, since its import takes half a second
+
+    def column(key: str) -> list[float]:
+        return [record[key] for record in records]
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplot_mosaic([["acc", "loss"], ["lr", "lr"]], height_ratios=[3, 1])
+    for part, label, color in (("train", "training, augmented", "gray"), (split, split, "C0")):
+        for name in ("acc", "loss"):
+            values = column(f"{part}_{name}")
+            axes[name].plot(column("epoch"), values, color=color, marker=".", label=label)
+    axes["acc"].axhline(MIN_ACCURACY, color="C1", linewidth=1, label=f"{MIN_ACCURACY} %")
+    axes["acc"].set(ylabel="accuracy (%)", ylim=(97.5, 100))
+    axes["loss"].set(ylabel="loss")
+    axes["lr"].plot(column("epoch"), column("lr"), color="C2", marker=".")
+    axes["lr"].set(ylabel="learning rate", ylim=(0, None))
+    for name, axis in axes.items():
+        axis.set(xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["top", "right"]].set_visible(False)
+        if name != "lr":
+            axis.legend(frameon=False)
+    figure.suptitle(title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    return buffer.getvalue()
+
+
+# -------------------------------------------------------------------------------- kept
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name, and give it the name `path` once it is on disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; what was there is intact") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def state_bytes(state: dict[str, Any]) -> bytes:
+    """A dictionary of tensors, numbers and plain containers, as torch.save writes it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `state_bytes` made of it. Runs no code that a file may hold; UsageError if damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except Exception:  # torch.load raises a dozen types for what is not its own
+        raise UsageError(f"{path} is damaged, or no file of weights; nothing was loaded") from None
+    if not isinstance(state, dict):
+        raise UsageError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
+    return state
+
+
+def new_run_folder(out_dir: Path, name: str) -> Path:
+    """Make and return a folder that was not there before: out_dir/name, name-2, name-3, ..."""
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = out_dir / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise UsageError(f"--out-dir {out_dir}: {error.strerror}; name another folder") from None
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What a run ran on: hardware, versions, and the commit of this checkout if it is one."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = None
+    with contextlib.suppress(OSError):
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": commit,
+    }
+
+
+def metrics_csv(records: list[dict[str, Any]], split: str) -> bytes:
+    """Content of metrics.csv: a row an epoch, in full precision."""
+    fields = [key.replace("test", split) for _, key, _ in COLUMNS]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()

@@ -1,0 +1,646 @@
+"""Train one of three small networks on MNIST, and say whether it meets the brief.
+
+    python train.py                     # model3, 15 epochs, on the best device there is
+    python train.py --model all         # the three attempts, one after the other
+
+The brief: at most 8,000 parameters, at most 15 epochs, and at least 99.4 % test
+accuracy in every one of the last epochs. What a run prints, a row as each epoch ends:
+
+    | Epoch | Train Acc (%) |     LR | Test Loss | Test Acc (%) | Time (s) |
+    | ----: | ------------: | -----: | --------: | -----------: | -------: |
+    |     1 |         91.52 | 0.0976 |    0.2205 |        97.93 |      6.1 |
+
+Train accuracy is that of the augmented images while the network learns from them.
+Time is the training of the epoch, without the evaluation that follows it.
+"""
+
+import argparse
+import contextlib
+import copy
+import ctypes
+import dataclasses
+import functools
+import io
+import json
+import math
+import os
+import platform
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel
+from torchsummary import summary
+from torchvision.datasets import MNIST
+from torchvision.datasets.utils import check_integrity
+from tqdm import tqdm
+
+from artifacts import (
+    RunError,
+    UsageError,
+    describe,
+    metrics_csv,
+    new_run_folder,
+    plot_curves,
+    read_state,
+    state_bytes,
+    table_header,
+    table_row,
+    verdict,
+    write_atomically,
+)
+from model1 import Model_1
+from model2 import Model_2
+from model3 import Model_3
+
+DATA_DIR = Path(__file__).parent / "data"
+MODELS = {"model1": Model_1, "model2": Model_2, "model3": Model_3}
+
+MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, in [0, 1]
+TEST_BATCH_SIZE = 1024
+IMAGE_SIZE = 28  # pixels, both ways
+
+
+# ------------------------------------------------------------------------------ recipes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides how a network is trained: one field a setting, the whole experiment."""
+
+    name: str
+    epochs: int = 15
+    batch_size: int = 128  # 469 batches an epoch, the last one of 96 images
+    # Augmentation: every image has a draw of its own, uniform within these bounds.
+    rotation: float = 7.0  # degrees, to both sides
+    translation: float = 0.0  # pixels, to both sides, along x and along y
+    scaling: float = 0.0  # 0.1 means from 1/1.1 to 1.1 times the size, uniform in the logarithm
+    shear: float = 0.0  # degrees, to both sides
+    interpolation: str = "nearest"
+    # SGD with Nesterov momentum; OneCycleLR, stepped after every batch.
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    max_lr: float = 0.3
+    pct_start: float = 0.2  # the part of all batches in which the learning rate rises
+    div_factor: float = 10.0  # starts at max_lr / 10
+    final_div_factor: float = 100.0  # ends at max_lr / 10 / 100
+    # Cross-entropy, for training and for the reported loss.
+    label_smoothing: float = 0.02
+
+
+RECIPES = {
+    "classic": Recipe("classic"),
+}
+DEFAULT_RECIPE = "classic"
+
+
+# ------------------------------------------------------------------------------- device
+
+
+def select_device(name: str) -> torch.device:
+    """CUDA, then MPS, then CPU for "auto"; an absent device is an error, never a fallback."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    present = [device for device, is_there in available.items() if is_there]
+    if name != "auto" and name not in present:
+        raise UsageError(
+            f"--device {name}: there is none here; choose from auto, {', '.join(present)}"
+        )
+    return torch.device(present[0] if name == "auto" else name)
+
+
+def reuse_freed_memory() -> None:
+    """Make glibc keep the memory that tensors free; does nothing where there is no glibc.
+
+    By default every large activation is mapped anew, page by page, and given back, at each
+    step: a fifth of the training time on a CPU. See mallopt(3) for the two parameters.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 32 << 20)  # bytes: the most that glibc takes
+        libc.mallopt(m_trim_threshold, 1 << 30)
+
+
+# --------------------------------------------------------------------------------- data
+
+# MD5 of the four files that torchvision unpacks; those of the archives are torchvision's.
+UNPACKED_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+def check_files(raw: Path) -> None:
+    """Raise UsageError for the first archive or unpacked file under `raw` that is damaged."""
+    for name, md5 in (*MNIST.resources, *UNPACKED_MD5.items()):
+        if (raw / name).exists() and not check_integrity(raw / name, md5):
+            remedy = "it will be downloaded" if name.endswith(".gz") else "it will be unpacked"
+            raise UsageError(f"{raw / name} is damaged (MD5 differs); delete it and {remedy} again")
+
+
+def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 28, 28) as uint8 and labels (N,) as int64: 60,000 or, for testing, 10,000.
+
+    torchvision unpacks the archives in `data_dir`/MNIST/raw, or downloads them where they are
+    missing. Raises UsageError when that is impossible or when a file is not as published.
+    """
+    raw = Path(data_dir) / "MNIST" / "raw"
+    processed = raw.parent / "processed"
+    if processed.exists():
+        raise UsageError(f"{processed} is of an old torchvision and cannot be checked; delete it")
+    check_files(raw)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each failed mirror
+            dataset = MNIST(data_dir, train=train, download=True)
+    except PermissionError as error:
+        raise UsageError(
+            f"--data-dir {data_dir}: cannot unpack MNIST there ({error.strerror}); make it "
+            "writable, or copy it to a folder that is and name that one"
+        ) from None
+    except (RuntimeError, OSError) as error:
+        names = ", ".join(name for name, _ in MNIST.resources)
+        raise UsageError(
+            f"--data-dir {data_dir}: MNIST is not there and cannot be fetched "
+            f"({str(error).splitlines()[0]}); put {names} into {raw}"
+        ) from None
+    check_files(raw)
+    return dataset.data.unsqueeze(1), dataset.targets
+
+
+def draw_affine_maps(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
+    """One random affine map for each of `count` images: (count, 2, 3), as affine_grid takes it.
+
+    A map leads from a pixel of the result to the place in the image that it is read from,
+    with both axes running from -1 to 1; the arithmetic is that of torchvision's `affine`.
+    """
+
+    def uniform(bound: float) -> Tensor:
+        return (2 * torch.rand(count, generator=generator) - 1) * bound
+
+    angle, shear = uniform(math.radians(recipe.rotation)), uniform(math.radians(recipe.shear))
+    scale = uniform(math.log1p(recipe.scaling)).exp()
+    shift = uniform(recipe.translation), uniform(recipe.translation)
+    # The inverse of shift * rotation * shear * scale, as in torchvision's `affine`.
+    cos, sin, tan = angle.cos(), angle.sin(), shear.tan()
+    to_x = torch.stack([cos - sin * tan, sin + cos * tan], dim=1) / scale[:, None]
+    to_y = torch.stack([-sin, cos], dim=1) / scale[:, None]
+    linear = torch.stack([to_x, to_y], dim=1)
+    offset = -linear @ torch.stack(shift, dim=1)[:, :, None] / (IMAGE_SIZE / 2)
+    return torch.cat([linear, offset], dim=2)
+
+
+def augment(images: Tensor, maps: Tensor, interpolation: str) -> Tensor:
+    """Move each image (N, 1, H, W) by its own map (N, 2, 3); black comes in from outside."""
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode=interpolation, align_corners=False)
+
+
+def mix_seed(seed: int, epoch: int) -> int:
+    """One 32-bit seed for the pair (seed, epoch); torch's CPU generator takes no more bits."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+class Loader:
+    """Batches of (images, labels) from a dataset that stays on its device as uint8.
+
+    Without a recipe: every image, in order, unchanged. With one: shuffled and augmented, by
+    draws that are a pure function of (seed, epoch) and made on the CPU, so that every device
+    sees the same batches and no epoch depends on an earlier one. `epoch` is set by the caller.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        recipe: Recipe | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.recipe, self.seed, self.epoch = recipe, seed, 1
+
+    def __len__(self) -> int:
+        """The number of batches, the last and shorter one included."""
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, 1, 28, 28), float32 and normalised, and labels (B,)."""
+        if self.recipe is None:
+            batches = zip(self.images.split(self.batch_size), self.labels.split(self.batch_size))
+            for images, labels in batches:
+                yield self.normalize(images.float().div_(255)), labels
+            return
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        order = torch.randperm(len(self.images), generator=generator)
+        maps = draw_affine_maps(self.recipe, len(self.images), generator)
+        order, maps = order.to(self.images.device), maps.to(self.images.device)
+        for index, map in zip(order.split(self.batch_size), maps.split(self.batch_size)):
+            images = self.images[index].float().div_(255)
+            yield (
+                self.normalize(augment(images, map, self.recipe.interpolation)),
+                self.labels[index],
+            )
+
+    @staticmethod
+    def normalize(images: Tensor) -> Tensor:
+        return images.sub_(MEAN).div_(STD)
+
+
+# ----------------------------------------------------------------------------- training
+
+
+def build_optimizer(
+    model: nn.Module, recipe: Recipe, batches_per_epoch: int
+) -> tuple[torch.optim.SGD, OneCycleLR]:
+    """SGD-Nesterov, and the OneCycleLR to step after each of epochs x batches_per_epoch batches."""
+    on_mps = next(model.parameters()).device.type == "mps"
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.max_lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+        fused=not on_mps,  # one kernel for all parameters
+    )
+    scheduler = OneCycleLR(
+        optimizer,
+        max_lr=recipe.max_lr,
+        total_steps=recipe.epochs * batches_per_epoch,
+        pct_start=recipe.pct_start,
+        anneal_strategy="cos",
+        cycle_momentum=False,
+        div_factor=recipe.div_factor,
+        final_div_factor=recipe.final_div_factor,
+    )
+    return optimizer, scheduler
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: Loader,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: OneCycleLR,
+    averaged: AveragedModel | None = None,
+    show_bar: bool = False,
+) -> tuple[float, float]:
+    """Train on every batch of `loader` once; mean loss and accuracy in %, measured on the way.
+
+    Raises RunError when a loss was not finite. Only the bar makes the device wait before the end.
+    """
+    model.train()
+    losses = torch.zeros(len(loader), device=loader.labels.device)
+    correct = torch.zeros((), dtype=torch.long, device=loader.labels.device)
+    with tqdm(loader, desc=f"epoch {loader.epoch}", leave=False, disable=not show_bar) as bar:
+        for step, (images, labels) in enumerate(bar):
+            logits = model(images)
+            loss = criterion(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(model)
+            losses[step] = loss.detach() * len(labels)
+            correct += (logits.argmax(dim=1) == labels).sum()
+            if show_bar and step % 50 == 49:
+                seen = (step + 1) * loader.batch_size
+                bar.set_postfix_str(
+                    f"loss {losses.sum().item() / seen:.4f}, "
+                    f"accuracy {100 * correct.item() / seen:.2f} %, "
+                    f"LR {scheduler.get_last_lr()[0]:.4f}"
+                )
+            scheduler.step()
+    not_finite = torch.nonzero(~losses.isfinite())
+    if len(not_finite):
+        raise RunError(
+            f"the loss is not finite since epoch {loader.epoch}, batch {not_finite[0].item() + 1} "
+            f"of {len(loader)}; try a lower learning rate or another seed"
+        )
+    return losses.sum().item() / len(loader.labels), 100 * correct.item() / len(loader.labels)
+
+
+def evaluate(model: nn.Module, loader: Loader, criterion: nn.Module) -> tuple[float, float]:
+    """Mean loss and accuracy in % over every image of `loader`, each counted once."""
+    model.eval()
+    loss = torch.zeros((), device=loader.labels.device)
+    correct = torch.zeros((), dtype=torch.long, device=loader.labels.device)
+    with torch.inference_mode():
+        for images, labels in loader:
+            logits = model(images)
+            loss += criterion(logits, labels) * len(labels)
+            correct += (logits.argmax(dim=1) == labels).sum()
+    return loss.item() / len(loader.labels), 100 * correct.item() / len(loader.labels)
+
+
+# ------------------------------------------------------------------------------- files
+
+
+def load_weights(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
+    """The model that the weights in `path` fit, on the CPU, and its name.
+
+    Raises UsageError when they fit none, or not the one called `name`, or are not all finite.
+    """
+    state = read_state(path)
+    found = {key: getattr(value, "shape", None) for key, value in state.items()}
+    for candidate, model_class in MODELS.items():
+        model = model_class()
+        if found != {key: value.shape for key, value in model.state_dict().items()}:
+            continue
+        if name not in (None, candidate):
+            raise UsageError(f"{path} holds weights of {candidate}, not of {name}")
+        if not all(value.isfinite().all() for value in state.values()):
+            raise UsageError(f"{path} holds values that are not finite; train again")
+        model.load_state_dict(state)
+        return candidate, model
+    raise UsageError(f"{path} fits none of {', '.join(MODELS)}: it is of another network")
+
+
+# --------------------------------------------------------------------------------- run
+
+
+def build_loaders(
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    data_dir: Path = DATA_DIR,
+    holdout: int = 0,
+    dry_run: bool = False,
+) -> tuple[Loader, Loader]:
+    """The training images, shuffled and augmented, and the test images, or those held out."""
+    images, labels = load_mnist(data_dir, train=True)
+    if holdout:
+        (images, test_images), (labels, test_labels) = (
+            part.split(len(part) - holdout) for part in (images, labels)
+        )
+    else:
+        test_images, test_labels = load_mnist(data_dir, train=False)
+    if dry_run:
+        images, labels = images[: recipe.batch_size], labels[: recipe.batch_size]
+        test_images, test_labels = test_images[:TEST_BATCH_SIZE], test_labels[:TEST_BATCH_SIZE]
+    return (
+        Loader(images.to(device), labels.to(device), recipe.batch_size, recipe, seed),
+        Loader(test_images.to(device), test_labels.to(device), TEST_BATCH_SIZE),
+    )
+
+
+def run(
+    model_name: str,
+    recipe: Recipe,
+    *,
+    seed: int = 42,
+    device: str = "auto",
+    data_dir: Path = DATA_DIR,
+    out_dir: Path = Path("runs"),
+    holdout: int = 0,
+    folder: Path | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Train one model, print as it goes, and return a record of each epoch.
+
+    With `holdout`, the last so many training images are not trained on and take the place of
+    the test set. `folder` is that of a run to go on with; without it a new one is made under
+    `out_dir`. A `dry_run` takes one batch of each set.
+    """
+    begin = time.perf_counter()
+    reuse_freed_memory()
+    target, split = select_device(device), "val" if holdout else "test"
+    loader, test_loader = build_loaders(recipe, seed, target, data_dir, holdout, dry_run)
+
+    torch.manual_seed(seed)
+    model = MODELS[model_name]().to(target)
+    optimizer, scheduler = build_optimizer(model, recipe, len(loader))
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    records: list[dict[str, Any]] = []
+
+    title = f"{model_name}, recipe {recipe.name}, seed {seed}"
+    if folder is None:
+        folder = new_run_folder(Path(out_dir), f"{model_name}-{recipe.name}-seed{seed}")
+        config = {"model": model_name, "recipe": dataclasses.asdict(recipe), "seed": seed}
+        config |= {"holdout": holdout, "data_dir": str(data_dir), **describe(target)}
+        write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+    elif (folder / "checkpoint.pt").exists():
+        state = read_state(folder / "checkpoint.pt")
+        records = state["records"]
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+
+    say = (lambda text: None) if quiet else functools.partial(print, flush=True)
+    if not quiet:
+        say(f"{title}, device {target}, torch {torch.__version__}")
+        with torch.random.fork_rng(devices=[]):  # torchsummary trains what it is given: a copy
+            summary(copy.deepcopy(model).cpu(), (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
+    say("\n".join(["", table_header(split), *(table_row(record, split) for record in records)]))
+    show_bar = not quiet and sys.stdout.isatty() and sys.stderr.isatty()
+    try:
+        for epoch in range(len(records) + 1, recipe.epochs + 1):
+            torch.manual_seed(mix_seed(seed, epoch))  # dropout's draws: no state to save
+            loader.epoch = epoch
+            clock = time.perf_counter()
+            train_loss, train_acc = train_one_epoch(
+                model, loader, criterion, optimizer, scheduler, show_bar=show_bar
+            )
+            seconds = time.perf_counter() - clock
+            loss, accuracy = evaluate(model, test_loader, criterion)
+            record = {"epoch": epoch, "train_loss": train_loss, "train_acc": train_acc}
+            record |= {"lr": scheduler.get_last_lr()[0], "seconds": seconds}
+            records.append(record | {f"{split}_loss": loss, f"{split}_acc": accuracy})
+            state = {name: part.state_dict() for name, part in stateful.items()}
+            write_atomically(folder / "checkpoint.pt", state_bytes(state | {"records": records}))
+            write_atomically(folder / "metrics.csv", metrics_csv(records, split))
+            say(table_row(records[-1], split))
+        write_atomically(folder / "metrics.csv", metrics_csv(records, split))
+        write_atomically(folder / "curves.png", plot_curves(records, split, title))
+        write_atomically(folder / "weights.pt", state_bytes(model.state_dict()))
+    except KeyboardInterrupt:
+        done = f"stopped after {len(records)} of {recipe.epochs} epochs"
+        print(f"\n{done}; to go on: python train.py --resume {folder}", file=sys.stderr)
+        raise
+    say("")
+    print(f"{title}: {verdict(model, records, split)}")
+    trained = sum(record["seconds"] for record in records)
+    print(f"{trained:.0f} s of training, {time.perf_counter() - begin:.0f} s in all", flush=True)
+    if not dry_run:
+        say(f"Weights, curves and records are in {folder}")
+    return records
+
+
+# ------------------------------------------------------------------------ command line
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the model that was asked for, or all three, each in a folder of its own."""
+    recipe = RECIPES[args.recipe or DEFAULT_RECIPE]
+    recipe = dataclasses.replace(
+        recipe,
+        epochs=args.epochs or recipe.epochs,
+        batch_size=args.batch_size or recipe.batch_size,
+    )
+    settings = {"seed": 42 if args.seed is None else args.seed, "holdout": args.holdout or 0}
+    settings |= {"device": args.device or "auto", "data_dir": args.data_dir, "quiet": args.quiet}
+    for name in MODELS if args.model == "all" else [args.model or "model3"]:
+        if args.dry_run:
+            with tempfile.TemporaryDirectory() as out_dir:
+                run(name, recipe, **settings, out_dir=Path(out_dir), dry_run=True)
+        else:
+            run(name, recipe, **settings, out_dir=args.out_dir)
+
+
+def resume(folder: Path, args: argparse.Namespace) -> None:
+    """Go on with the run in `folder`, under the settings that it began with."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        recipe = Recipe(**config["recipe"])
+        had = {**config, **config["recipe"], "recipe": recipe.name}
+    except OSError as error:
+        raise UsageError(f"--resume {folder}: no run to go on with ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError):
+        raise UsageError(f"--resume {folder}: its config.json is damaged") from None
+    for key in ("model", "recipe", "epochs", "batch_size", "seed", "holdout"):
+        if getattr(args, key) not in (None, had[key]):
+            option = f"--{key.replace('_', '-')}"
+            raise UsageError(f"{option} {getattr(args, key)}: the run in {folder} has {had[key]}")
+    if (folder / "weights.pt").exists():
+        raise UsageError(f"--resume {folder}: this run is finished; there is nothing to go on with")
+    device = args.device or had["device"]
+    for key, value in describe(select_device(device)).items():
+        if key in ("device", "device_name", "threads", "torch") and value != had[key]:
+            change = f"{key} was {had[key]} and is {value} now"
+            print(f"warning: {change}; the last digits may differ", file=sys.stderr)
+    settings = {key: had[key] for key in ("seed", "holdout")} | {"device": device}
+    run(had["model"], recipe, **settings, data_dir=args.data_dir, folder=folder, quiet=args.quiet)
+
+
+def print_evaluation(path: Path, args: argparse.Namespace) -> None:
+    """Print loss and accuracy of the weights in `path` on the 10,000 test images."""
+    name, model = load_weights(path, args.model)
+    device = select_device(args.device or "auto")
+    images, labels = load_mnist(args.data_dir, train=False)
+    loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
+    smoothing = RECIPES[args.recipe or DEFAULT_RECIPE].label_smoothing
+    criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+    loss, accuracy = evaluate(model.to(device), loader, criterion)
+    print(f"{name}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`, for argparse."""
+
+    def parse(text: str) -> int:
+        if not (re.fullmatch("[0-9]{1,12}", text) and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+EPILOG = """examples:
+  python train.py                                  model3 with seed 42
+  python train.py --model all --seed 7             the three attempts, one after the other
+  python train.py --resume runs/model3-classic-seed42
+  python train.py --evaluate weights/model3.pt
+
+Each run has a folder of its own: config.json, metrics.csv (a row an epoch), checkpoint.pt (what
+a resume needs), weights.pt (the last epoch's) and curves.png.
+Exit codes: 0 done, 1 the run failed, 2 bad arguments or files, 130 Ctrl-C, 143 SIGTERM."""
+
+
+def build_parser() -> Parser:
+    """The command line. What was not given is None, so that a resume can tell."""
+    parser = Parser(
+        prog="train.py",
+        description="Train a network of at most 8,000 parameters on MNIST, in at most 15 epochs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    n, folder = {"metavar": "N"}, {"type": Path, "metavar": "DIR"}
+    add = parser.add_argument
+    add("--model", choices=[*MODELS, "all"], help="the network (default: model3)")
+    add("--recipe", choices=[*RECIPES], help=f"how it is trained (default: {DEFAULT_RECIPE})")
+    add("--epochs", type=whole_number(1, 1000), help="passes over the images (default: 15)", **n)
+    add("--batch-size", type=whole_number(2, 9999), help="images a step (default: 128)", **n)
+    add("--seed", type=whole_number(0, 2**32 - 1), help="of every random draw (default: 42)", **n)
+    add(
+        "--device", choices=["auto", "cuda", "mps", "cpu"], help="default: auto, the first there is"
+    )
+    add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one a core)", **n)
+    add("--data-dir", default=DATA_DIR, help="holds MNIST/raw/*.gz (default: data)", **folder)
+    add("--out-dir", default=Path("runs"), help="holds the run folders (default: runs)", **folder)
+    add(
+        "--holdout",
+        type=whole_number(0, 50_000),
+        help="do not train on the last N training images, and report on them, not on the test set",
+        **n,
+    )
+    add("--resume", type=Path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
+    add("--evaluate", type=Path, metavar="WEIGHTS", help="test a weights.pt, and train nothing")
+    add("--dry-run", action="store_true", help="one batch an epoch; leaves nothing behind")
+    add("--quiet", action="store_true", help="print the verdict only")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(signum)
+
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    modes = {"--resume": args.resume, "--evaluate": args.evaluate, "--dry-run": args.dry_run}
+    modes = [option for option, given in modes.items() if given]
+    if len(modes) > 1:
+        parser.error(f"{modes[0]} and {modes[1]} exclude each other")
+    if args.model == "all" and (args.resume or args.evaluate):
+        parser.error(f"--model all does not go with {modes[0]}")
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        if args.resume:
+            resume(args.resume, args)
+        elif args.evaluate:
+            print_evaluation(args.evaluate, args)
+        else:
+            train(args)
+    except UsageError as error:
+        parser.error(str(error))
+    except RunError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        return 143 if interrupt.args else 130
+    except BrokenPipeError:  # whoever read our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
