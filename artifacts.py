@@ -1,17 +1,23 @@
-"""What a run prints and keeps: its table and verdict, its curves, the files of its folder.
+"""What surrounds a run: its table and verdict, the files of its folder, the command line's manners.
 
-Nothing here trains. Files are written whole or not at all, and read without trusting them.
+Nothing here trains. Files are written whole or not at all, and read without trusting them. What
+goes wrong ends in one line on standard error and an exit code, never in a traceback.
 """
 
+import argparse
 import contextlib
 import csv
 import io
 import itertools
 import os
 import platform
+import re
+import signal
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -187,3 +193,44 @@ def metrics_csv(records: list[dict[str, Any]], split: str) -> bytes:
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue().encode()
+
+
+# ------------------------------------------------------------------------ command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake as one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`, for argparse."""
+
+    def parse(text: str) -> int:
+        if not (re.fullmatch("[0-9]{1,12}", text) and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def exit_code(command: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
+    """Call `command`, and turn the ways in which it is expected to end into an exit code."""
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        command(args)
+    except (UsageError, RunError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt as interrupt:
+        return 143 if interrupt.args else 130
+    except BrokenPipeError:  # whoever read our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0

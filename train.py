@@ -23,33 +23,32 @@ import functools
 import io
 import json
 import math
-import os
 import platform
-import re
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchsummary import summary
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
 from artifacts import (
+    Parser,
     RunError,
     UsageError,
     describe,
+    exit_code,
     metrics_csv,
     new_run_folder,
     plot_curves,
@@ -58,6 +57,7 @@ from artifacts import (
     table_header,
     table_row,
     verdict,
+    whole_number,
     write_atomically,
 )
 from model1 import Model_1
@@ -97,6 +97,14 @@ class Recipe:
     final_div_factor: float = 100.0  # ends at max_lr / 10 / 100
     # Cross-entropy, for training and for the reported loss.
     label_smoothing: float = 0.02
+    # Exponential moving average of the weights and of BatchNorm's statistics, after every step;
+    # once it has begun, the averaged network is the one that is evaluated and kept.
+    ema_decay: float = 0.0  # 0 for none
+    ema_from: int = 4  # the first epoch in which the learning rate does nothing but fall
+
+    def averages(self, epoch: int) -> bool:
+        """Whether the weights are averaged in `epoch`, counted from 1."""
+        return self.ema_decay > 0 and epoch >= self.ema_from
 
 
 RECIPES = {
@@ -253,10 +261,8 @@ class Loader:
         order, maps = order.to(self.images.device), maps.to(self.images.device)
         for index, map in zip(order.split(self.batch_size), maps.split(self.batch_size)):
             images = self.images[index].float().div_(255)
-            yield (
-                self.normalize(augment(images, map, self.recipe.interpolation)),
-                self.labels[index],
-            )
+            images = augment(images, map, self.recipe.interpolation)
+            yield self.normalize(images), self.labels[index]
 
     @staticmethod
     def normalize(images: Tensor) -> Tensor:
@@ -427,8 +433,12 @@ def run(
     torch.manual_seed(seed)
     model = MODELS[model_name]().to(target)
     optimizer, scheduler = build_optimizer(model, recipe, len(loader))
+    averaged = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
+    )
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    stateful: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    stateful |= {"scheduler": scheduler, "averaged": averaged}
     records: list[dict[str, Any]] = []
 
     title = f"{model_name}, recipe {recipe.name}, seed {seed}"
@@ -455,11 +465,12 @@ def run(
             torch.manual_seed(mix_seed(seed, epoch))  # dropout's draws: no state to save
             loader.epoch = epoch
             clock = time.perf_counter()
+            average = averaged if recipe.averages(epoch) else None
             train_loss, train_acc = train_one_epoch(
-                model, loader, criterion, optimizer, scheduler, show_bar=show_bar
+                model, loader, criterion, optimizer, scheduler, average, show_bar
             )
             seconds = time.perf_counter() - clock
-            loss, accuracy = evaluate(model, test_loader, criterion)
+            loss, accuracy = evaluate(average.module if average else model, test_loader, criterion)
             record = {"epoch": epoch, "train_loss": train_loss, "train_acc": train_acc}
             record |= {"lr": scheduler.get_last_lr()[0], "seconds": seconds}
             records.append(record | {f"{split}_loss": loss, f"{split}_acc": accuracy})
@@ -469,7 +480,8 @@ def run(
             say(table_row(records[-1], split))
         write_atomically(folder / "metrics.csv", metrics_csv(records, split))
         write_atomically(folder / "curves.png", plot_curves(records, split, title))
-        write_atomically(folder / "weights.pt", state_bytes(model.state_dict()))
+        result = averaged.module if recipe.averages(recipe.epochs) else model
+        write_atomically(folder / "weights.pt", state_bytes(result.state_dict()))
     except KeyboardInterrupt:
         done = f"stopped after {len(records)} of {recipe.epochs} epochs"
         print(f"\n{done}; to go on: python train.py --resume {folder}", file=sys.stderr)
@@ -504,8 +516,9 @@ def train(args: argparse.Namespace) -> None:
             run(name, recipe, **settings, out_dir=args.out_dir)
 
 
-def resume(folder: Path, args: argparse.Namespace) -> None:
-    """Go on with the run in `folder`, under the settings that it began with."""
+def resume(args: argparse.Namespace) -> None:
+    """Go on with the run in the folder `args.resume`, under the settings that it began with."""
+    folder: Path = args.resume
     try:
         config = json.loads((folder / "config.json").read_text())
         recipe = Recipe(**config["recipe"])
@@ -529,9 +542,9 @@ def resume(folder: Path, args: argparse.Namespace) -> None:
     run(had["model"], recipe, **settings, data_dir=args.data_dir, folder=folder, quiet=args.quiet)
 
 
-def print_evaluation(path: Path, args: argparse.Namespace) -> None:
-    """Print loss and accuracy of the weights in `path` on the 10,000 test images."""
-    name, model = load_weights(path, args.model)
+def print_evaluation(args: argparse.Namespace) -> None:
+    """Print loss and accuracy of the weights in `args.evaluate` on the 10,000 test images."""
+    name, model = load_weights(args.evaluate, args.model)
     device = select_device(args.device or "auto")
     images, labels = load_mnist(args.data_dir, train=False)
     loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
@@ -539,24 +552,6 @@ def print_evaluation(path: Path, args: argparse.Namespace) -> None:
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
     loss, accuracy = evaluate(model.to(device), loader, criterion)
     print(f"{name}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake as one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `low` to `high`, for argparse."""
-
-    def parse(text: str) -> int:
-        if not (re.fullmatch("[0-9]{1,12}", text) and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
 
 
 EPILOG = """examples:
@@ -607,10 +602,6 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-
-    def stop(signum: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt(signum)
-
     parser = build_parser()
     args = parser.parse_args(argv)
     modes = {"--resume": args.resume, "--evaluate": args.evaluate, "--dry-run": args.dry_run}
@@ -619,27 +610,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{modes[0]} and {modes[1]} exclude each other")
     if args.model == "all" and (args.resume or args.evaluate):
         parser.error(f"--model all does not go with {modes[0]}")
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        if args.resume:
-            resume(args.resume, args)
-        elif args.evaluate:
-            print_evaluation(args.evaluate, args)
-        else:
-            train(args)
-    except UsageError as error:
-        parser.error(str(error))
-    except RunError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interrupt:
-        return 143 if interrupt.args else 130
-    except BrokenPipeError:  # whoever read our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return exit_code(resume if args.resume else print_evaluation if args.evaluate else train, args)
 
 
 if __name__ == "__main__":
