@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torchsummary import summary
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
@@ -101,6 +101,9 @@ class Recipe:
     # once it has begun, the averaged network is the one that is evaluated and kept.
     ema_decay: float = 0.0  # 0 for none
     ema_from: int = 4  # the first epoch in which the learning rate does nothing but fall
+    # Training sees augmented images only, while the result is to read plain ones: after every
+    # epoch, give the averaged network's BatchNorm the statistics of so many plain training images.
+    calibration_images: int = 0  # 0 for none
 
     def averages(self, epoch: int) -> bool:
         """Whether the weights are averaged in `epoch`, counted from 1."""
@@ -109,6 +112,16 @@ class Recipe:
 
 RECIPES = {
     "classic": Recipe("classic"),
+    "strong": Recipe(
+        "strong",
+        rotation=10.0,
+        translation=2.0,
+        scaling=0.1,
+        shear=5.0,
+        interpolation="bilinear",
+        ema_decay=0.998,
+        calibration_images=10_000,
+    ),
 }
 DEFAULT_RECIPE = "classic"
 
@@ -174,21 +187,20 @@ def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     if processed.exists():
         raise UsageError(f"{processed} is of an old torchvision and cannot be checked; delete it")
     check_files(raw)
+    complete = all((raw / name).exists() for name in UNPACKED_MD5)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each failed mirror
             dataset = MNIST(data_dir, train=train, download=True)
-    except PermissionError as error:
-        raise UsageError(
-            f"--data-dir {data_dir}: cannot unpack MNIST there ({error.strerror}); make it "
-            "writable, or copy it to a folder that is and name that one"
-        ) from None
     except (RuntimeError, OSError) as error:
-        names = ", ".join(name for name, _ in MNIST.resources)
-        raise UsageError(
-            f"--data-dir {data_dir}: MNIST is not there and cannot be fetched "
-            f"({str(error).splitlines()[0]}); put {names} into {raw}"
-        ) from None
-    check_files(raw)
+        archives = [name for name, _ in MNIST.resources]
+        reason = str(error).splitlines()[0].rstrip(":")
+        if all((raw / name).exists() for name in archives):
+            remedy = "make the folder writable, so that the archives can be unpacked in it"
+        else:
+            remedy = f"put {', '.join(archives)} into {raw}"
+        raise UsageError(f"--data-dir {data_dir}: no MNIST there ({reason}); {remedy}") from None
+    if not complete:
+        check_files(raw)
     return dataset.data.unsqueeze(1), dataset.targets
 
 
@@ -277,6 +289,9 @@ def build_optimizer(
 ) -> tuple[torch.optim.SGD, OneCycleLR]:
     """SGD-Nesterov, and the OneCycleLR to step after each of epochs x batches_per_epoch batches."""
     on_mps = next(model.parameters()).device.type == "mps"
+    total_steps, pct_start = recipe.epochs * batches_per_epoch, recipe.pct_start
+    if pct_start * total_steps == 1:  # OneCycleLR would divide by the 0 steps from first to peak
+        pct_start += 1e-9
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.max_lr,
@@ -288,8 +303,8 @@ def build_optimizer(
     scheduler = OneCycleLR(
         optimizer,
         max_lr=recipe.max_lr,
-        total_steps=recipe.epochs * batches_per_epoch,
-        pct_start=recipe.pct_start,
+        total_steps=total_steps,
+        pct_start=pct_start,
         anneal_strategy="cos",
         cycle_momentum=False,
         div_factor=recipe.div_factor,
@@ -429,6 +444,8 @@ def run(
     reuse_freed_memory()
     target, split = select_device(device), "val" if holdout else "test"
     loader, test_loader = build_loaders(recipe, seed, target, data_dir, holdout, dry_run)
+    plain_images = loader.images[: recipe.calibration_images]
+    calibration_loader = Loader(plain_images, loader.labels, TEST_BATCH_SIZE)
 
     torch.manual_seed(seed)
     model = MODELS[model_name]().to(target)
@@ -469,6 +486,8 @@ def run(
             train_loss, train_acc = train_one_epoch(
                 model, loader, criterion, optimizer, scheduler, average, show_bar
             )
+            if average and recipe.calibration_images:
+                update_bn(calibration_loader, average.module)
             seconds = time.perf_counter() - clock
             loss, accuracy = evaluate(average.module if average else model, test_loader, criterion)
             record = {"epoch": epoch, "train_loss": train_loss, "train_acc": train_acc}
@@ -552,6 +571,7 @@ def print_evaluation(args: argparse.Namespace) -> None:
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
     loss, accuracy = evaluate(model.to(device), loader, criterion)
     print(f"{name}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
+    print(f"Pictures of what it gets wrong: python -m tools.report {args.evaluate}")
 
 
 EPILOG = """examples:

@@ -1,0 +1,313 @@
+"""The dataset, its augmentation and its loader, against the publication and torchvision."""
+
+import dataclasses
+import errno
+import gzip
+import hashlib
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torchvision import transforms
+from torchvision.datasets import MNIST
+from torchvision.datasets.utils import check_integrity
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+import train
+from artifacts import UsageError
+from train import Loader
+
+CLASSIC = train.RECIPES["classic"]
+STILL = dataclasses.replace(CLASSIC, rotation=0.0)
+GENERAL = dataclasses.replace(
+    CLASSIC, rotation=15.0, translation=2.0, scaling=0.1, shear=10.0, interpolation="bilinear"
+)
+
+RAW = train.DATA_DIR / "MNIST" / "raw"
+ARCHIVES = [name for name, _ in MNIST.resources]
+SHA256 = [  # of the archives: images and labels for training, then for testing
+    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+]
+
+# ------------------------------------------------------------------------------- files
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A data folder that has the four archives and nothing else."""
+    shutil.copytree(RAW, tmp_path / "MNIST" / "raw", ignore=shutil.ignore_patterns("*-ubyte"))
+    return tmp_path
+
+
+def published(name: str) -> bytes:
+    """Content of an archive, or of the file unpacked from it."""
+    if name.endswith(".gz"):
+        return (RAW / name).read_bytes()
+    return gzip.decompress((RAW / f"{name}.gz").read_bytes())
+
+
+def test_archives_are_the_published_ones() -> None:
+    for (name, md5), sha256 in zip(MNIST.resources, SHA256, strict=True):
+        assert check_integrity(RAW / name, md5)
+        assert hashlib.sha256((RAW / name).read_bytes()).hexdigest() == sha256
+
+
+def test_unpacked_sums_are_those_of_the_archives_content() -> None:
+    for name, md5 in train.UNPACKED_MD5.items():
+        assert hashlib.md5(published(name)).hexdigest() == md5
+
+
+def test_archives_are_enough(data_dir: Path) -> None:
+    for part, count, first in ((True, 60_000, [5, 0, 4, 1, 9]), (False, 10_000, [7, 2, 1, 0, 4])):
+        images, labels = train.load_mnist(data_dir, train=part)
+        assert (images.shape, images.dtype) == ((count, 1, 28, 28), torch.uint8)
+        assert (labels.shape, labels.dtype) == ((count,), torch.int64)
+        assert labels[:5].tolist() == first
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGE = {"truncated": lambda content: content[:-1], "flipped": flip_a_bit, "empty": lambda _: b""}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_damaged_file_is_named(data_dir: Path, name: str, suffix: str, damage: str) -> None:
+    path = data_dir / "MNIST" / "raw" / (name + suffix)
+    path.write_bytes(DAMAGE[damage](published(path.name)))
+    with pytest.raises(UsageError, match=f"{re.escape(str(path))} is damaged.*delete it"):
+        train.load_mnist(data_dir, train=True)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_swapped_files_are_noticed(data_dir: Path, suffix: str) -> None:
+    raw = data_dir / "MNIST" / "raw"
+    names = [f"train-labels-idx1-ubyte{suffix}", f"t10k-labels-idx1-ubyte{suffix}"]
+    for name, other in (names, reversed(names)):
+        (raw / name).write_bytes(published(other))
+    with pytest.raises(UsageError, match=f"{names[0]} is damaged"):
+        train.load_mnist(data_dir, train=True)
+
+
+def test_damaged_file_comes_back_once_deleted(data_dir: Path) -> None:
+    path = data_dir / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    path.write_bytes(b"")
+    with pytest.raises(UsageError):
+        train.load_mnist(data_dir, train=True)
+    path.unlink()
+    train.load_mnist(data_dir, train=True)
+    assert path.read_bytes() == published(path.name)
+
+
+def test_data_of_an_old_torchvision_are_refused(data_dir: Path) -> None:
+    (data_dir / "MNIST" / "processed").mkdir()
+    with pytest.raises(UsageError, match=r"processed .*delete it"):
+        train.load_mnist(data_dir, train=True)
+
+
+def test_missing_data_without_network_names_the_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        train.load_mnist(tmp_path, train=True)
+    message = str(error.value)
+    assert "\n" not in message and str(tmp_path / "MNIST" / "raw") in message
+    assert all(name in message for name in ARCHIVES)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_read_only_folder_with_archives_only(
+    data_dir: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: str | Path, mode: str) -> object:
+        if "w" in mode:
+            raise OSError(code, os.strerror(code), str(path))
+        return Path(path).open(mode)
+
+    # Removed permissions would not do: they stop nobody who runs the tests as root.
+    monkeypatch.setattr(torchvision.datasets.utils, "open", read_only, raising=False)
+    with pytest.raises(UsageError, match=f"{re.escape(str(data_dir))}: .*make the folder writable"):
+        train.load_mnist(data_dir, train=True)
+
+
+def test_mean_and_deviation_are_those_of_the_training_images(mnist: dict) -> None:
+    pixels = mnist["train"][0].double() / 255
+    assert round(pixels.mean().item(), 4) == train.MEAN == 0.1307
+    assert round(pixels.std().item(), 4) == train.STD == 0.3081
+
+
+# ------------------------------------------------------------------------ augmentation
+
+
+def parameters(maps: Tensor) -> dict[str, Tensor]:
+    """Arguments of torchvision's `affine` that maps (N, 2, 3) stand for: degrees and pixels."""
+    linear, offset = maps.double().split([2, 1], dim=2)
+    scale = 1 / linear[:, 1].norm(dim=1)
+    sin, cos = -linear[:, 1, 0] * scale, linear[:, 1, 1] * scale
+    shear = (cos * linear[:, 0, 1] - sin * linear[:, 0, 0]) * scale
+    shift = -torch.linalg.solve(linear, offset).squeeze(2) * 14
+    return {
+        "angle": torch.atan2(sin, cos).rad2deg(),
+        "scale": scale,
+        "shear": torch.atan(shear).rad2deg(),
+        "x": shift[:, 0],
+        "y": shift[:, 1],
+    }
+
+
+def draw(recipe: train.Recipe, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+    maps = train.draw_affine_maps(recipe, count, torch.Generator().manual_seed(0))
+    return maps, parameters(maps)
+
+
+def test_rotation_is_that_of_torchvision(mnist: dict) -> None:
+    """Tensor backend: no pixel differs."""
+    images = mnist["test"][0][:1000]
+    maps, drawn = draw(CLASSIC, len(images))
+    ours = train.augment(images.float(), maps, CLASSIC.interpolation)
+    # `rotate` turns counter-clockwise, `affine` clockwise.
+    angles = (-drawn["angle"]).tolist()
+    theirs = torch.stack([TF.rotate(x, a, fill=0) for x, a in zip(images, angles)])
+    assert torch.equal(ours, theirs.float())
+
+
+def test_rotation_is_that_of_pillow_but_for_ties(mnist: dict) -> None:
+    """Pillow counts in 1/65536 px: it may differ where two pixels are equally near, and only there.
+
+    It adds a rounded step up to 28 times along each axis, each at most half a unit off.
+    """
+    images = mnist["test"][0][:1000]
+    maps, drawn = draw(CLASSIC, len(images))
+    ours = train.augment(images.float(), maps, CLASSIC.interpolation)
+    theirs = torch.stack(
+        [
+            TF.pil_to_tensor(TF.rotate(TF.to_pil_image(x), -a, fill=0))
+            for x, a in zip(images, drawn["angle"].tolist())
+        ]
+    )
+    differs = (ours != theirs).squeeze(1)
+    places = torch.nn.functional.affine_grid(maps.double(), list(images.shape), False) * 14 + 13.5
+    from_tie = ((places % 1) - 0.5).abs().amin(dim=3)  # px
+    assert (from_tie[differs] < 28 / 2**16).all()
+    assert differs.float().mean() < 1e-4  # of all pixels; 2e-5 was measured on 10,000 digits
+
+
+def test_affine_map_is_that_of_torchvision(mnist: dict) -> None:
+    images = mnist["test"][0][:500] / 255
+    maps, drawn = draw(GENERAL, len(images))
+    ours = train.augment(images, maps, GENERAL.interpolation)
+    columns = (drawn[key].tolist() for key in ("angle", "x", "y", "scale", "shear"))
+    theirs = [
+        TF.affine(image, angle, [x, y], scale, [shear, 0.0], InterpolationMode.BILINEAR)
+        for image, angle, x, y, scale, shear in zip(images, *columns)
+    ]
+    torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=1e-4)
+
+
+def test_draws_are_uniform_independent_and_different_for_each_image() -> None:
+    count = 60_000
+    _, drawn = draw(GENERAL, count)
+    drawn["scale"] = drawn["scale"].log()
+    bounds = {"angle": 15.0, "scale": math.log(1.1), "shear": 10.0, "x": 2.0, "y": 2.0}
+    for key, bound in bounds.items():
+        quantiles = drawn[key].sort().values / bound / 2 + 0.5
+        # Kolmogorov-Smirnov: 1.95 / sqrt(n) is exceeded by one uniform sample in a thousand.
+        distance = (quantiles - torch.linspace(0, 1, count)).abs().max()
+        assert distance < 1.95 / math.sqrt(count)
+        assert quantiles[0] > -1e-6 and quantiles[-1] < 1 + 1e-6
+        assert len(quantiles.unique()) > 0.99 * count
+    correlation = torch.corrcoef(torch.stack(list(drawn.values()))) - torch.eye(5)
+    assert correlation.abs().max() < 5 / math.sqrt(count)
+
+
+def test_classic_rotates_by_up_to_seven_degrees_and_does_nothing_else() -> None:
+    _, drawn = draw(CLASSIC, 60_000)
+    assert 6.99 < drawn["angle"].abs().max() < 7.0001
+    for key, expected in {"scale": 1, "shear": 0, "x": 0, "y": 0}.items():
+        assert (drawn[key] - expected).abs().max() < 1e-5
+
+
+# ------------------------------------------------------------------------------ loader
+
+
+def batches(loader: Loader, epoch: int) -> tuple[Tensor, Tensor]:
+    """All images and all labels of one epoch."""
+    loader.epoch = epoch
+    images, labels = zip(*loader)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_every_training_image_once_an_epoch(mnist: dict) -> None:
+    """Labels that number the images tell which ones an epoch has."""
+    loader = Loader(mnist["train"][0], torch.arange(60_000), CLASSIC.batch_size, CLASSIC)
+    sizes, order = zip(*((len(images), labels) for images, labels in loader))
+    assert sizes == (128,) * 468 + (96,) and len(loader) == 469
+    order = torch.cat(order)
+    assert not torch.equal(order, torch.arange(60_000))
+    assert torch.equal(order.sort().values, torch.arange(60_000))
+
+
+def test_images_keep_their_labels(mnist: dict) -> None:
+    """Without movement the augmented pixels are those of the image that the label numbers."""
+    images = mnist["train"][0][:300]
+    moved, order = batches(Loader(images, torch.arange(300), 128, STILL), epoch=1)
+    still, _ = batches(Loader(images, torch.arange(300), 128), epoch=1)
+    assert torch.equal(moved, still[order])
+
+
+def test_classic_batches_are_rotated_without_blending(mnist: dict) -> None:
+    images, labels = (part[:128] for part in mnist["train"])
+    rotated, _ = batches(Loader(images, labels, 128, CLASSIC), epoch=1)
+    pixels = (rotated * 0.3081 + 0.1307) * 255
+    torch.testing.assert_close(pixels, pixels.round(), rtol=0, atol=1e-3)
+    unmoved, _ = batches(Loader(images, labels, 128, STILL), epoch=1)
+    assert not torch.equal(rotated, unmoved)
+
+
+def test_batches_are_a_pure_function_of_seed_and_epoch(mnist: dict) -> None:
+    def epoch_of(seed: int, epoch: int, *earlier: int) -> tuple[Tensor, Tensor]:
+        loader = Loader(mnist["train"][0][:300], torch.arange(300), 128, CLASSIC, seed)
+        for number in earlier:
+            torch.manual_seed(number)
+            batches(loader, number)
+        return batches(loader, epoch)
+
+    images, order = epoch_of(1, 3)
+    again, same_order = epoch_of(1, 3, 1, 2, 3)
+    assert torch.equal(images, again) and torch.equal(order, same_order)
+    for seed, epoch in ((1, 2), (2, 3), (3, 1)):
+        assert not torch.equal(order, epoch_of(seed, epoch)[1])
+
+
+def test_test_loader_is_neither_shuffled_nor_augmented_nor_cut(mnist: dict) -> None:
+    """Its batches, exactly, are what torchvision's usual transforms make of the test set."""
+    _, loader = train.build_loaders(CLASSIC, 42, torch.device("cpu"))
+    images, labels = zip(*loader)
+    assert [len(part) for part in labels] == [1024] * 9 + [784] and len(loader) == 10
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    )
+    reference = MNIST(train.DATA_DIR, train=False, transform=transform)
+    assert torch.equal(torch.cat(images), torch.stack([image for image, _ in reference]))
+    assert torch.cat(labels).tolist() == [label for _, label in reference]
+
+
+def test_holdout_takes_the_last_training_images(small_mnist: dict) -> None:
+    loader, val_loader = train.build_loaders(CLASSIC, 42, torch.device("cpu"), holdout=100)
+    images, labels = small_mnist["train"]
+    assert torch.equal(loader.images, images[:400]) and torch.equal(loader.labels, labels[:400])
+    val_images, val_labels = batches(val_loader, epoch=1)
+    assert torch.equal(val_labels, labels[400:])
+    assert torch.equal(val_images, (images[400:] / 255 - 0.1307) / 0.3081)

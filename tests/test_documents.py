@@ -1,0 +1,80 @@
+"""What the documents say: commands that exist, figures that stand in the records."""
+
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from tools.seed_study import (
+    accuracies,
+    interval,
+    markdown_table,
+    read_records,
+    readme_tables,
+    statistics_table,
+    with_tables,
+)
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_tables_are_those_of_the_records() -> None:
+    assert with_tables(README, readme_tables(read_records())) == README
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    (command,) = re.findall("^    (.*-m pytest)$", README, flags=re.MULTILINE)
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_readme_commands_are_accepted() -> None:
+    commands = re.findall(r"python train\.py ?([^\n`#]*)", README)
+    assert len(commands) >= 5
+    for command in commands:
+        train.build_parser().parse_args(command.split())
+
+
+def test_readme_names_files_that_exist() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    rows = re.findall(r"^\| `([\w./]+)` ", README, flags=re.MULTILINE)
+    assert len(rows) >= 10
+    for name in links + rows:
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("name", train.MODELS)
+def test_docstring_quotes_results_that_are_on_record(name: str) -> None:
+    """Figures of two decimals: a run's last, best, mean of last three, or last in training."""
+    docstring = importlib.import_module(name).__doc__
+    on_record = set()
+    for (model_name, _), seeds in read_records().items():
+        if model_name == name:
+            accuracy = accuracies(seeds)
+            values = [accuracy[:, -1], accuracy.max(axis=1), accuracy[:, -3:].mean(axis=1)]
+            values.append(np.array([rows[-1]["train_acc"] for rows in seeds.values()]))
+            on_record |= {f"{value:.2f} %" for value in np.concatenate(values)}
+    quoted = re.findall(r"\d\d\.\d\d %", docstring)
+    assert quoted and set(quoted) <= on_record
+
+
+def test_statistics_by_hand() -> None:
+    """Three made-up seeds of six epochs; t for two degrees of freedom is 4.303 (any table)."""
+    last = [99.4, 99.5, 99.6]
+    seeds = {
+        seed: [{"test_acc": accuracy} for accuracy in (98.0, 99.4, 99.5, 99.5, third, value)]
+        for seed, (third, value) in enumerate(zip((99.39, 99.5, 99.4), last))
+    }
+    table = statistics_table({("model3", "classic"): seeds})
+    cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+    assert cells[2:8] == ["3", "**99.500 %**", "0.248", "0.100", "99.40 %", "99.60 %"]
+    assert cells[8:] == ["99.477 %", "2 of 3"]
+    assert interval(np.array(last)) == pytest.approx(4.303 * 0.1 / 3**0.5, rel=0.01)
+
+
+def test_markdown_table() -> None:
+    table = markdown_table(["a", "b"], [[1, 2]])
+    assert table == "| a | b |\n| --- | ---: |\n| 1 | 2 |"

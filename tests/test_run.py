@@ -1,0 +1,277 @@
+"""A whole run: its reproducibility, its interruption and resumption, its files and its words."""
+
+import csv
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import train
+from artifacts import table_header, table_row, verdict
+
+CLASSIC = train.RECIPES["classic"]
+ONE_EPOCH, TWO_EPOCHS = (dataclasses.replace(CLASSIC, epochs=epochs) for epochs in (1, 2))
+COLUMNS = ["epoch", "train_acc", "lr", "test_loss", "test_acc", "seconds"]
+
+
+def run(out_dir: Path, recipe: train.Recipe = TWO_EPOCHS, **settings: Any) -> list[dict[str, Any]]:
+    return train.run("model3", recipe, out_dir=out_dir, device="cpu", **settings)
+
+
+def only_folder(out_dir: Path) -> Path:
+    (folder,) = out_dir.iterdir()
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Whether two models are equal to the last bit."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_epoch_of_model3_reaches_97_percent(tmp_path: Path) -> None:
+    """The real thing: all 60,000 images, the classic recipe squeezed into one epoch."""
+    (record,) = run(tmp_path, ONE_EPOCH, quiet=True)
+    assert record["test_acc"] >= 97
+
+
+def test_same_seed_same_weights(small_mnist: dict, tmp_path: Path) -> None:
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        run(tmp_path / name, ONE_EPOCH, seed=seed, quiet=True)
+    first, again, other = (
+        weights(only_folder(tmp_path / name)) for name in ("first", "again", "other")
+    )
+    assert same(first, again) and not same(first, other)
+
+
+def test_each_epoch_has_batches_of_its_own(
+    small_mnist: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders, train_one_epoch = [], train.train_one_epoch
+
+    def observed(model: nn.Module, loader: train.Loader, *rest: Any, **named: Any) -> object:
+        orders.append(torch.cat([labels for _, labels in loader]))
+        return train_one_epoch(model, loader, *rest, **named)
+
+    monkeypatch.setattr(train, "train_one_epoch", observed)
+    run(tmp_path, quiet=True)
+    assert not torch.equal(*orders)
+
+
+# -------------------------------------------------------------- interruption and resumption
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the runs, by recipe, that nothing stopped; each is made when first asked for."""
+    return {name: tmp_path_factory.mktemp(name) for name in train.RECIPES}
+
+
+def start(out_dir: Path, recipe: str) -> int:
+    """Three epochs, as a user starts them."""
+    command = ["--recipe", recipe, "--epochs", "3", "--batch-size", "128", "--device", "cpu"]
+    return train.main([*command, "--quiet", "--out-dir", str(out_dir)])
+
+
+def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) -> None:
+    """Make the `call`-th call of owner.name end as if Ctrl-C had been pressed."""
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def interrupted(*args: object, **keywords: object) -> object:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return original(*args, **keywords)
+
+    patch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize("recipe", train.RECIPES)
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        # Five batches an epoch, of which the last is the test's.
+        (nn.CrossEntropyLoss, "forward", 3),
+        (nn.CrossEntropyLoss, "forward", 5 + 3),
+        (nn.CrossEntropyLoss, "forward", 10 + 5),
+        # The first file is config.json; then come two an epoch, and three at the end.
+        (train, "write_atomically", 2),
+        (train, "write_atomically", 5),
+        (train, "write_atomically", 10),
+    ],
+)
+def test_resumed_run_equals_an_uninterrupted_one(
+    small_mnist: dict,
+    uninterrupted: dict[str, Path],
+    tmp_path: Path,
+    recipe: str,
+    owner: object,
+    name: str,
+    call: int,
+) -> None:
+    if not any(uninterrupted[recipe].iterdir()):
+        assert start(uninterrupted[recipe], recipe) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, owner, name, call)
+        assert start(tmp_path, recipe) == 130
+    folder, reference = only_folder(tmp_path), only_folder(uninterrupted[recipe])
+    assert not (folder / "weights.pt").exists()
+    assert train.main(["--resume", str(folder), "--quiet"]) == 0
+    assert same(weights(folder), weights(reference))
+    for ours, theirs in zip(rows(folder), rows(reference), strict=True):
+        assert {**ours, "seconds": None} == {**theirs, "seconds": None}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in reference.iterdir()}
+
+
+def test_interrupted_run_keeps_its_epochs_and_says_how_to_go_on(
+    small_mnist: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, nn.CrossEntropyLoss, "forward", 5 + 3)
+        assert start(tmp_path, "classic") == 130
+    folder = only_folder(tmp_path)
+    assert f"python train.py --resume {folder}" in capsys.readouterr().err
+    assert [row["epoch"] for row in rows(folder)] == ["1"]
+
+
+# ------------------------------------------------------------------------------- printed
+
+
+def test_summary_leaves_model_and_random_stream_untouched(
+    small_mnist: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run with the summary and one without differ in nothing but what they print."""
+    streams = []
+
+    def header(split: str) -> str:  # printed after the summary and before the first epoch
+        streams.append(torch.get_rng_state())
+        return table_header(split)
+
+    monkeypatch.setattr(train, "table_header", header)
+    for quiet in (True, False):
+        run(tmp_path / str(quiet), ONE_EPOCH, quiet=quiet)
+        assert ("Total params: 7,784" in capsys.readouterr().out) != quiet
+    assert torch.equal(*streams)
+    assert same(*(weights(only_folder(tmp_path / str(quiet))) for quiet in (True, False)))
+
+
+def test_output_holds_a_markdown_table(
+    small_mnist: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = run(tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    header, rule, *body = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    assert header == ["Epoch", "Train Acc (%)", "LR", "Test Loss", "Test Acc (%)", "Time (s)"]
+    assert all(cell.strip("-") == ":" for cell in rule) and len(rule) == len(header)
+    assert len({len(line) for line in lines}) == 1  # aligned
+    for record, cells in zip(records, body, strict=True):
+        epoch, lr, loss = record["epoch"], record["lr"], record["test_loss"]
+        accuracies = record["train_acc"], record["test_acc"]
+        assert [cells[0], cells[2], cells[3]] == [f"{epoch}", f"{lr:.4f}", f"{loss:.4f}"]
+        assert [cells[1], cells[4]] == [f"{accuracy:.2f}" for accuracy in accuracies]
+
+
+def test_table_reports_held_out_images_as_val() -> None:
+    record = {"epoch": 3, "train_acc": 98.0, "lr": 0.3, "seconds": 6.0}
+    record |= {"val_loss": 0.15, "val_acc": 99.25}
+    assert "| Val Loss | Val Acc (%) |" in table_header("val")
+    assert "|   0.1500 |       99.25 |" in table_row(record, "val")
+
+
+MET = [98.0] * 9 + [99.6, 99.4, 99.45, 99.48, 99.40, 99.44]
+
+
+@pytest.mark.parametrize(
+    ("model", "accuracies", "expected"),
+    [
+        (
+            train.Model_3,
+            MET,
+            [
+                "test accuracy 99.44 % at the last epoch, 99.44 % mean of the last three",
+                "99.60 % best (epoch 10)",
+                "yes  7,784 parameters",
+                "yes  15 epochs",
+                "yes  5 of the last 5 epochs at 99.4 % or more",
+                "The brief is met.",
+            ],
+        ),
+        (train.Model_3, [*MET[:-2], 99.39, 99.5], ["NO   4 of the last 5", "is not met."]),
+        (train.Model_3, [98.0, *MET], ["NO   16 epochs", "is not met."]),
+        (train.Model_3, [99.5] * 4, ["NO   4 of the last 5", "is not met."]),
+        (train.Model_1, MET, ["NO   13,808 parameters", "yes  5 of", "is not met."]),
+    ],
+    ids=["met", "one epoch short", "too long", "too short", "too large"],
+)
+def test_verdict(model: type[nn.Module], accuracies: list[float], expected: list[str]) -> None:
+    text = verdict(model(), [{"test_acc": accuracy} for accuracy in accuracies], "test")
+    assert [part for part in expected if part not in text] == []
+
+
+def test_verdict_on_held_out_images_says_so() -> None:
+    text = verdict(train.Model_3(), [{"val_acc": accuracy} for accuracy in MET], "val")
+    assert "held-out accuracy 99.44 %" in text and "test" not in text
+
+
+# ---------------------------------------------------------------------------------- kept
+
+
+def test_run_folder(small_mnist: dict, tmp_path: Path) -> None:
+    """Every setting, full precision, and weights that attain what the last row says."""
+    records = run(tmp_path, seed=7, quiet=True)
+    folder = only_folder(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "metrics.csv",
+        "checkpoint.pt",
+        "weights.pt",
+        "curves.png",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model"], config["seed"], config["holdout"]) == ("model3", 7, 0)
+    assert train.Recipe(**config["recipe"]) == TWO_EPOCHS
+    assert (config["device"], config["torch"]) == ("cpu", torch.__version__)
+    assert {"commit", "python", "torchvision", "threads", "data_dir"} <= config.keys()
+
+    assert [*rows(folder)[0]] == COLUMNS
+    for row, record in zip(rows(folder), records, strict=True):
+        assert [float(row[key]) for key in COLUMNS] == [record[key] for key in COLUMNS]
+
+    name, model = train.load_weights(folder / "weights.pt")
+    loader = train.Loader(*small_mnist["test"], 1024)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.02)
+    result = train.evaluate(model, loader, criterion)
+    assert (name, *result) == ("model3", records[-1]["test_loss"], records[-1]["test_acc"])
+    with Image.open(folder / "curves.png") as curves:
+        assert curves.format == "PNG" and curves.width > 800
+
+
+def test_holdout_is_recorded_as_val(small_mnist: dict, tmp_path: Path) -> None:
+    run(tmp_path, ONE_EPOCH, holdout=100, quiet=True)
+    columns = [column.replace("test", "val") for column in COLUMNS]
+    assert [*rows(only_folder(tmp_path))[0]] == columns
+
+
+def test_no_run_touches_the_folder_of_another(small_mnist: dict, tmp_path: Path) -> None:
+    run(tmp_path, ONE_EPOCH, quiet=True)
+    first = only_folder(tmp_path)
+    content = {path: path.read_bytes() for path in first.iterdir()}
+    run(tmp_path, ONE_EPOCH, quiet=True)
+    assert len([*tmp_path.iterdir()]) == 2
+    assert {path: path.read_bytes() for path in first.iterdir()} == content

@@ -1,0 +1,137 @@
+"""The schedule, a step of training and the evaluation, against figures from outside."""
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train
+from artifacts import RunError
+from train import Loader
+
+CLASSIC = train.RECIPES["classic"]
+SMOOTHING = 0.02
+
+
+def linear_model(*last: nn.Module) -> nn.Sequential:
+    """A model that numpy can follow by hand."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), *last)
+
+
+def matrix_of(model: nn.Sequential) -> np.ndarray:
+    """Weights of a linear model with the bias as the last column, (10, 785)."""
+    return torch.cat([model[1].weight, model[1].bias[:, None]], dim=1).double().detach().numpy()
+
+
+def with_ones(images: torch.Tensor) -> np.ndarray:
+    """Images (N, 1, 28, 28) as rows (N, 785) that a matrix with a bias column multiplies."""
+    rows = images.flatten(1).double().numpy()
+    return np.hstack([rows, np.ones((len(rows), 1))])
+
+
+def smoothed_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-entropy of each row and its gradient: 2 % of the target is spread over ten classes."""
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    targets = (1 - SMOOTHING) * np.eye(10)[labels] + SMOOTHING / 10
+    return -(targets * np.log(probabilities)).sum(axis=1), probabilities - targets
+
+
+@pytest.mark.parametrize("name", train.MODELS)
+def test_learning_rate_after_each_epoch_is_the_published_one(name: str) -> None:
+    with Path(__file__).with_name("published_epochs.csv").open(newline="") as file:
+        published = [row["lr"] for row in csv.DictReader(file) if row["model"] == name]
+    optimizer, scheduler = train.build_optimizer(train.MODELS[name](), CLASSIC, 469)
+    column = []
+    for _ in range(15):
+        for _ in range(469):
+            optimizer.step()
+            scheduler.step()
+        column.append(f"{scheduler.get_last_lr()[0]:.4f}")
+    assert column == published and len(published) == 15
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_shortest_schedules_end_low(steps: int) -> None:
+    """A dry run has one batch an epoch: the learning rate must rise and fall in a few steps."""
+    recipe = dataclasses.replace(CLASSIC, epochs=steps)
+    optimizer, scheduler = train.build_optimizer(train.Model_3(), recipe, 1)
+    rates = []
+    for _ in range(steps):
+        rates.extend(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    assert rates[-1] == pytest.approx(0.3 / 10 / 100) and max(rates) <= 0.3
+
+
+def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
+    """Two epochs of three batches, the last short: loss, gradient, Nesterov step, one cycle."""
+    recipe = dataclasses.replace(CLASSIC, epochs=2, batch_size=8, max_lr=0.003)
+    images, labels = (part[:20] for part in mnist["train"])
+    loader, model = Loader(images, labels, 8, recipe), linear_model()
+    optimizer, scheduler = train.build_optimizer(model, recipe, len(loader))
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    assert optimizer.defaults["weight_decay"] == 0  # a small one would not be seen below
+    matrix = matrix_of(model)
+    velocity, step, last = np.zeros_like(matrix), 0, 5
+    peak = 0.2 * 6 - 1  # the step of the highest learning rate, counted from 0
+    for epoch in (1, 2):
+        loader.epoch, losses, correct = epoch, [], 0
+        for batch_images, batch_labels in loader:
+            rows, targets = with_ones(batch_images), batch_labels.numpy()
+            loss, gradient = smoothed_loss(rows @ matrix.T, targets)
+            losses.extend(loss)
+            correct += ((rows @ matrix.T).argmax(axis=1) == targets).sum()
+            gradient = gradient.T @ rows / len(rows)
+            if step <= peak:
+                low, turn = 0.003 / 10, 1 - step / peak
+            else:
+                low, turn = 0.003 / 10 / 100, (step - peak) / (last - peak)
+            rate = low + (0.003 - low) * (1 + math.cos(math.pi * turn)) / 2
+            velocity = 0.9 * velocity + gradient
+            matrix -= rate * (gradient + 0.9 * velocity)
+            step += 1
+        result = train.train_one_epoch(model, loader, criterion, optimizer, scheduler)
+        assert result == pytest.approx((np.mean(losses), 100 * correct / 20), rel=1e-4)
+        np.testing.assert_allclose(matrix_of(model), matrix, rtol=0, atol=1e-6)
+
+
+def test_evaluation_agrees_with_a_hand_computation(mnist: dict) -> None:
+    """Batches of 64, 64 and 22: each image counts once; dropout, in front of the loss, is off."""
+    images, labels = (part[:150] for part in mnist["test"])
+    loader, model = Loader(images, labels, 64), linear_model(nn.Dropout(0.5)).train()
+    logits = with_ones((images / 255 - 0.1307) / 0.3081) @ matrix_of(model).T
+    losses, _ = smoothed_loss(logits, labels.numpy())
+    accuracy = 100 * (logits.argmax(axis=1) == labels.numpy()).mean()
+    criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+    result = train.evaluate(model, loader, criterion)
+    assert result == pytest.approx((losses.mean(), accuracy), rel=1e-5)
+
+
+def test_one_batch_overfits(mnist: dict) -> None:
+    """The loss comes near the entropy of a smoothed target, below which it cannot go."""
+    torch.manual_seed(0)
+    recipe = dataclasses.replace(CLASSIC, epochs=60, rotation=0.0)
+    loader = Loader(*(part[:128] for part in mnist["train"]), 128, recipe)
+    model = train.Model_3()
+    optimizer, scheduler = train.build_optimizer(model, recipe, len(loader))
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    for _ in range(recipe.epochs):
+        loss, accuracy = train.train_one_epoch(model, loader, criterion, optimizer, scheduler)
+    target = [1 - SMOOTHING * 0.9] + [SMOOTHING / 10] * 9
+    floor = -sum(p * math.log(p) for p in target)
+    assert accuracy == 100
+    assert floor < loss < floor + 0.1
+
+
+def test_loss_that_is_not_finite_ends_the_run(mnist: dict) -> None:
+    loader, model = Loader(*(part[:20] for part in mnist["train"]), 8, CLASSIC), linear_model()
+    nn.init.constant_(model[1].bias, math.nan)
+    parts = train.build_optimizer(model, CLASSIC, len(loader))
+    with pytest.raises(RunError, match="epoch 1, batch 1 of 3"):
+        train.train_one_epoch(model, loader, nn.CrossEntropyLoss(), *parts)
