@@ -12,10 +12,12 @@ import itertools
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +25,11 @@ import numpy as np
 import torch
 import torchvision
 from torch import nn
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 MAX_PARAMETERS, MAX_EPOCHS, MIN_ACCURACY, LAST_EPOCHS = 8_000, 15, 99.4, 5  # the brief
 
@@ -144,7 +151,8 @@ def state_bytes(state: dict[str, Any]) -> bytes:
 def read_state(path: Path) -> dict[str, Any]:
     """What `state_bytes` made of it. Runs no code that a file may hold; UsageError if damaged."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of what it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except Exception:  # torch.load raises a dozen types for what is not its own
@@ -165,6 +173,31 @@ def new_run_folder(out_dir: Path, name: str) -> Path:
                 return folder
     except OSError as error:
         raise UsageError(f"--out-dir {out_dir}: {error.strerror}; name another folder") from None
+
+
+@contextlib.contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Keep a run folder for this process alone, and say how to go on when a signal stops it.
+
+    UsageError if another process is at work there. The kernel takes the lock back when a process
+    ends, however it ends. Where there are no such locks, as on Windows, nothing is kept away.
+    """
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            lock = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"--resume {folder}: another process is at work on it") from None
+            except OSError:  # a file system without locks
+                pass
+        try:
+            yield
+        except KeyboardInterrupt:
+            command = f"python train.py --resume {shlex.quote(str(folder))}"
+            print(f"\nstopped; to go on: {command}", file=sys.stderr)
+            raise
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -216,21 +249,34 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def some_path(text: str) -> Path:
+    """A path, for argparse; an empty one, which an unset variable leaves, would mean "here"."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def exit_code(command: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
     """Call `command`, and turn the ways in which it is expected to end into an exit code."""
 
     def stop(signum: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt(signum)
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         command(args)
+        sys.stdout.flush()  # here, where its failure is dealt with, and not at exit
     except (UsageError, RunError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt as interrupt:
         return 143 if interrupt.args else 130
-    except BrokenPipeError:  # whoever read our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except OSError as error:  # of standard output: all others are dealt with where they arise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it fails again at exit
+        if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as `| head`
+            return 141
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchsummary import summary
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
@@ -47,12 +47,14 @@ from artifacts import (
     Parser,
     RunError,
     UsageError,
+    at_work,
     describe,
     exit_code,
     metrics_csv,
     new_run_folder,
     plot_curves,
     read_state,
+    some_path,
     state_bytes,
     table_header,
     table_row,
@@ -101,9 +103,6 @@ class Recipe:
     # once it has begun, the averaged network is the one that is evaluated and kept.
     ema_decay: float = 0.0  # 0 for none
     ema_from: int = 4  # the first epoch in which the learning rate does nothing but fall
-    # Training sees augmented images only, while the result is to read plain ones: after every
-    # epoch, give the averaged network's BatchNorm the statistics of so many plain training images.
-    calibration_images: int = 0  # 0 for none
 
     def averages(self, epoch: int) -> bool:
         """Whether the weights are averaged in `epoch`, counted from 1."""
@@ -112,7 +111,7 @@ class Recipe:
 
 RECIPES = {
     "classic": Recipe("classic"),
-    "strong": Recipe(
+    "strong": Recipe(  # in work: no better than classic yet, see CHANGELOG.md
         "strong",
         rotation=10.0,
         translation=2.0,
@@ -120,7 +119,6 @@ RECIPES = {
         shear=5.0,
         interpolation="bilinear",
         ema_decay=0.998,
-        calibration_images=10_000,
     ),
 }
 DEFAULT_RECIPE = "classic"
@@ -184,14 +182,19 @@ def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     """
     raw = Path(data_dir) / "MNIST" / "raw"
     processed = raw.parent / "processed"
-    if processed.exists():
-        raise UsageError(f"{processed} is of an old torchvision and cannot be checked; delete it")
-    check_files(raw)
-    complete = all((raw / name).exists() for name in UNPACKED_MD5)
+    made: list[Path] = []
     try:
+        if processed.exists():
+            raise UsageError(f"{processed} is of an old torchvision, not to be checked: delete it")
+        check_files(raw)
+        complete = all((raw / name).exists() for name in UNPACKED_MD5)
+        made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
         with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each failed mirror
             dataset = MNIST(data_dir, train=train, download=True)
     except (RuntimeError, OSError) as error:
+        with contextlib.suppress(OSError):  # what the download has made; a full folder stays
+            for folder in made:
+                folder.rmdir()
         archives = [name for name, _ in MNIST.resources]
         reason = str(error).splitlines()[0].rstrip(":")
         if all((raw / name).exists() for name in archives):
@@ -393,6 +396,20 @@ def load_weights(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     raise UsageError(f"{path} fits none of {', '.join(MODELS)}: it is of another network")
 
 
+def load_checkpoint(path: Path, stateful: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bring the parts of a run to the state that `path` holds; the records of its epochs.
+
+    Raises UsageError when the file is damaged or does not fit.
+    """
+    state = read_state(path)
+    try:
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+        return [dict(record) for record in state["records"]]
+    except Exception:  # a state that does not fit makes load_state_dict raise half a dozen types
+        raise UsageError(f"{path} is not of this run, or damaged; begin a new run") from None
+
+
 # --------------------------------------------------------------------------------- run
 
 
@@ -408,7 +425,7 @@ def build_loaders(
     images, labels = load_mnist(data_dir, train=True)
     if holdout:
         (images, test_images), (labels, test_labels) = (
-            part.split(len(part) - holdout) for part in (images, labels)
+            part.tensor_split([len(part) - holdout]) for part in (images, labels)
         )
     else:
         test_images, test_labels = load_mnist(data_dir, train=False)
@@ -444,8 +461,6 @@ def run(
     reuse_freed_memory()
     target, split = select_device(device), "val" if holdout else "test"
     loader, test_loader = build_loaders(recipe, seed, target, data_dir, holdout, dry_run)
-    plain_images = loader.images[: recipe.calibration_images]
-    calibration_loader = Loader(plain_images, loader.labels, TEST_BATCH_SIZE)
 
     torch.manual_seed(seed)
     model = MODELS[model_name]().to(target)
@@ -461,23 +476,21 @@ def run(
     title = f"{model_name}, recipe {recipe.name}, seed {seed}"
     if folder is None:
         folder = new_run_folder(Path(out_dir), f"{model_name}-{recipe.name}-seed{seed}")
-        config = {"model": model_name, "recipe": dataclasses.asdict(recipe), "seed": seed}
-        config |= {"holdout": holdout, "data_dir": str(data_dir), **describe(target)}
-        write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
-    elif (folder / "checkpoint.pt").exists():
-        state = read_state(folder / "checkpoint.pt")
-        records = state["records"]
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-
     say = (lambda text: None) if quiet else functools.partial(print, flush=True)
     if not quiet:
         say(f"{title}, device {target}, torch {torch.__version__}")
         with torch.random.fork_rng(devices=[]):  # torchsummary trains what it is given: a copy
             summary(copy.deepcopy(model).cpu(), (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
-    say("\n".join(["", table_header(split), *(table_row(record, split) for record in records)]))
     show_bar = not quiet and sys.stdout.isatty() and sys.stderr.isatty()
-    try:
+    with contextlib.nullcontext() if dry_run else at_work(folder):
+        if not (folder / "config.json").exists():
+            config = {"model": model_name, "recipe": dataclasses.asdict(recipe), "seed": seed}
+            config |= {"holdout": holdout, "data_dir": str(Path(data_dir).resolve())}
+            config |= describe(target)
+            write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+        elif (folder / "checkpoint.pt").exists():
+            records = load_checkpoint(folder / "checkpoint.pt", stateful)
+        say("\n".join(["", table_header(split), *(table_row(row, split) for row in records)]))
         for epoch in range(len(records) + 1, recipe.epochs + 1):
             torch.manual_seed(mix_seed(seed, epoch))  # dropout's draws: no state to save
             loader.epoch = epoch
@@ -486,10 +499,13 @@ def run(
             train_loss, train_acc = train_one_epoch(
                 model, loader, criterion, optimizer, scheduler, average, show_bar
             )
-            if average and recipe.calibration_images:
-                update_bn(calibration_loader, average.module)
             seconds = time.perf_counter() - clock
             loss, accuracy = evaluate(average.module if average else model, test_loader, criterion)
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the {split} loss is not finite after epoch {epoch}; "
+                    "try a lower learning rate or another seed"
+                )
             record = {"epoch": epoch, "train_loss": train_loss, "train_acc": train_acc}
             record |= {"lr": scheduler.get_last_lr()[0], "seconds": seconds}
             records.append(record | {f"{split}_loss": loss, f"{split}_acc": accuracy})
@@ -501,10 +517,6 @@ def run(
         write_atomically(folder / "curves.png", plot_curves(records, split, title))
         result = averaged.module if recipe.averages(recipe.epochs) else model
         write_atomically(folder / "weights.pt", state_bytes(result.state_dict()))
-    except KeyboardInterrupt:
-        done = f"stopped after {len(records)} of {recipe.epochs} epochs"
-        print(f"\n{done}; to go on: python train.py --resume {folder}", file=sys.stderr)
-        raise
     say("")
     print(f"{title}: {verdict(model, records, split)}")
     trained = sum(record["seconds"] for record in records)
@@ -526,7 +538,8 @@ def train(args: argparse.Namespace) -> None:
         batch_size=args.batch_size or recipe.batch_size,
     )
     settings = {"seed": 42 if args.seed is None else args.seed, "holdout": args.holdout or 0}
-    settings |= {"device": args.device or "auto", "data_dir": args.data_dir, "quiet": args.quiet}
+    settings |= {"device": args.device or "auto", "quiet": args.quiet}
+    settings |= {"data_dir": args.data_dir or DATA_DIR}
     for name in MODELS if args.model == "all" else [args.model or "model3"]:
         if args.dry_run:
             with tempfile.TemporaryDirectory() as out_dir:
@@ -542,6 +555,7 @@ def resume(args: argparse.Namespace) -> None:
         config = json.loads((folder / "config.json").read_text())
         recipe = Recipe(**config["recipe"])
         had = {**config, **config["recipe"], "recipe": recipe.name}
+        settings = {key: had[key] for key in ("model", "seed", "holdout", "data_dir", "device")}
     except OSError as error:
         raise UsageError(f"--resume {folder}: no run to go on with ({error.strerror})") from None
     except (ValueError, TypeError, KeyError):
@@ -554,18 +568,21 @@ def resume(args: argparse.Namespace) -> None:
         raise UsageError(f"--resume {folder}: this run is finished; there is nothing to go on with")
     device = args.device or had["device"]
     for key, value in describe(select_device(device)).items():
-        if key in ("device", "device_name", "threads", "torch") and value != had[key]:
-            change = f"{key} was {had[key]} and is {value} now"
+        if key in ("device", "device_name", "threads", "torch") and value != had.get(key):
+            change = f"{key} was {had.get(key)} and is {value} now"
             print(f"warning: {change}; the last digits may differ", file=sys.stderr)
-    settings = {key: had[key] for key in ("seed", "holdout")} | {"device": device}
-    run(had["model"], recipe, **settings, data_dir=args.data_dir, folder=folder, quiet=args.quiet)
+    settings |= {"device": device, "data_dir": args.data_dir or Path(settings["data_dir"])}
+    run(settings.pop("model"), recipe, **settings, folder=folder, quiet=args.quiet)
 
 
 def print_evaluation(args: argparse.Namespace) -> None:
     """Print loss and accuracy of the weights in `args.evaluate` on the 10,000 test images."""
-    name, model = load_weights(args.evaluate, args.model)
+    try:
+        name, model = load_weights(args.evaluate, args.model)
+    except UsageError as error:
+        raise UsageError(f"--evaluate {error}") from None
     device = select_device(args.device or "auto")
-    images, labels = load_mnist(args.data_dir, train=False)
+    images, labels = load_mnist(args.data_dir or DATA_DIR, train=False)
     loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
     smoothing = RECIPES[args.recipe or DEFAULT_RECIPE].label_smoothing
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
@@ -594,7 +611,7 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    n, folder = {"metavar": "N"}, {"type": Path, "metavar": "DIR"}
+    n, folder = {"metavar": "N"}, {"type": some_path, "metavar": "DIR"}
     add = parser.add_argument
     add("--model", choices=[*MODELS, "all"], help="the network (default: model3)")
     add("--recipe", choices=[*RECIPES], help=f"how it is trained (default: {DEFAULT_RECIPE})")
@@ -605,7 +622,7 @@ def build_parser() -> Parser:
         "--device", choices=["auto", "cuda", "mps", "cpu"], help="default: auto, the first there is"
     )
     add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one a core)", **n)
-    add("--data-dir", default=DATA_DIR, help="holds MNIST/raw/*.gz (default: data)", **folder)
+    add("--data-dir", help="holds MNIST/raw/*.gz (default: data)", **folder)
     add("--out-dir", default=Path("runs"), help="holds the run folders (default: runs)", **folder)
     add(
         "--holdout",
@@ -613,8 +630,10 @@ def build_parser() -> Parser:
         help="do not train on the last N training images, and report on them, not on the test set",
         **n,
     )
-    add("--resume", type=Path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
-    add("--evaluate", type=Path, metavar="WEIGHTS", help="test a weights.pt, and train nothing")
+    add("--resume", type=some_path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
+    add(
+        "--evaluate", type=some_path, metavar="WEIGHTS", help="test a weights.pt, and train nothing"
+    )
     add("--dry-run", action="store_true", help="one batch an epoch; leaves nothing behind")
     add("--quiet", action="store_true", help="print the verdict only")
     return parser
@@ -630,6 +649,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{modes[0]} and {modes[1]} exclude each other")
     if args.model == "all" and (args.resume or args.evaluate):
         parser.error(f"--model all does not go with {modes[0]}")
+    for key in ("epochs", "batch_size", "seed", "holdout") if args.evaluate else ():
+        if getattr(args, key) is not None:
+            parser.error(f"--{key.replace('_', '-')} does not go with --evaluate")
     if args.threads:
         torch.set_num_threads(args.threads)
     return exit_code(resume if args.resume else print_evaluation if args.evaluate else train, args)

@@ -82,9 +82,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def start(out_dir: Path, recipe: str) -> int:
-    """Three epochs, as a user starts them."""
+    """Three epochs, as a user starts them; where weights are averaged, from the second on."""
     command = ["--recipe", recipe, "--epochs", "3", "--batch-size", "128", "--device", "cpu"]
-    return train.main([*command, "--quiet", "--out-dir", str(out_dir)])
+    with pytest.MonkeyPatch.context() as patch:
+        averaging = dataclasses.replace(train.RECIPES[recipe], ema_from=2)
+        patch.setitem(train.RECIPES, recipe, averaging)
+        return train.main([*command, "--quiet", "--out-dir", str(out_dir)])
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) -> None:
@@ -145,6 +148,9 @@ def test_interrupted_run_keeps_its_epochs_and_says_how_to_go_on(
     folder = only_folder(tmp_path)
     assert f"python train.py --resume {folder}" in capsys.readouterr().err
     assert [row["epoch"] for row in rows(folder)] == ["1"]
+    assert train.main(["--resume", str(folder)]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in table[2:]] == ["1", "2", "3"]
 
 
 # ------------------------------------------------------------------------------- printed
@@ -232,9 +238,11 @@ def test_verdict_on_held_out_images_says_so() -> None:
 # ---------------------------------------------------------------------------------- kept
 
 
-def test_run_folder(small_mnist: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", train.RECIPES)
+def test_run_folder(small_mnist: dict, tmp_path: Path, name: str) -> None:
     """Every setting, full precision, and weights that attain what the last row says."""
-    records = run(tmp_path, seed=7, quiet=True)
+    recipe = dataclasses.replace(train.RECIPES[name], epochs=2, ema_from=2)
+    records = run(tmp_path, recipe, seed=7, quiet=True)
     folder = only_folder(tmp_path)
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
@@ -245,7 +253,7 @@ def test_run_folder(small_mnist: dict, tmp_path: Path) -> None:
     }
     config = json.loads((folder / "config.json").read_text())
     assert (config["model"], config["seed"], config["holdout"]) == ("model3", 7, 0)
-    assert train.Recipe(**config["recipe"]) == TWO_EPOCHS
+    assert train.Recipe(**config["recipe"]) == recipe
     assert (config["device"], config["torch"]) == ("cpu", torch.__version__)
     assert {"commit", "python", "torchvision", "threads", "data_dir"} <= config.keys()
 
@@ -253,11 +261,11 @@ def test_run_folder(small_mnist: dict, tmp_path: Path) -> None:
     for row, record in zip(rows(folder), records, strict=True):
         assert [float(row[key]) for key in COLUMNS] == [record[key] for key in COLUMNS]
 
-    name, model = train.load_weights(folder / "weights.pt")
+    fits, model = train.load_weights(folder / "weights.pt")
     loader = train.Loader(*small_mnist["test"], 1024)
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.02)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     result = train.evaluate(model, loader, criterion)
-    assert (name, *result) == ("model3", records[-1]["test_loss"], records[-1]["test_acc"])
+    assert (fits, *result) == ("model3", records[-1]["test_loss"], records[-1]["test_acc"])
     with Image.open(folder / "curves.png") as curves:
         assert curves.format == "PNG" and curves.width > 800
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import train
 from artifacts import RunError
@@ -70,15 +71,16 @@ def test_shortest_schedules_end_low(steps: int) -> None:
 
 
 def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
-    """Two epochs of three batches, the last short: loss, gradient, Nesterov step, one cycle."""
+    """Two epochs of three batches, the last short: loss, Nesterov step, one cycle, average."""
     recipe = dataclasses.replace(CLASSIC, epochs=2, batch_size=8, max_lr=0.003)
     images, labels = (part[:20] for part in mnist["train"])
     loader, model = Loader(images, labels, 8, recipe), linear_model()
     optimizer, scheduler = train.build_optimizer(model, recipe, len(loader))
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     assert optimizer.defaults["weight_decay"] == 0  # a small one would not be seen below
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7))
     matrix = matrix_of(model)
-    velocity, step, last = np.zeros_like(matrix), 0, 5
+    average, velocity, step, last = matrix, np.zeros_like(matrix), 0, 5
     peak = 0.2 * 6 - 1  # the step of the highest learning rate, counted from 0
     for epoch in (1, 2):
         loader.epoch, losses, correct = epoch, [], 0
@@ -94,11 +96,13 @@ def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
                 low, turn = 0.003 / 10 / 100, (step - peak) / (last - peak)
             rate = low + (0.003 - low) * (1 + math.cos(math.pi * turn)) / 2
             velocity = 0.9 * velocity + gradient
-            matrix -= rate * (gradient + 0.9 * velocity)
+            matrix = matrix - rate * (gradient + 0.9 * velocity)
+            average = 0.7 * average + 0.3 * matrix if step else matrix
             step += 1
-        result = train.train_one_epoch(model, loader, criterion, optimizer, scheduler)
+        result = train.train_one_epoch(model, loader, criterion, optimizer, scheduler, averaged)
         assert result == pytest.approx((np.mean(losses), 100 * correct / 20), rel=1e-4)
         np.testing.assert_allclose(matrix_of(model), matrix, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(averaged.module), average, rtol=0, atol=1e-6)
 
 
 def test_evaluation_agrees_with_a_hand_computation(mnist: dict) -> None:

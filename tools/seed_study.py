@@ -41,6 +41,7 @@ from train import DEFAULT_RECIPE, MODELS, RECIPES, Recipe, load_mnist, run
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "results" / "runs"
 PICTURE = ROOT / "results" / "seeds.png"
+BENCHMARK = ROOT / "results" / "benchmark.md"  # made by tools.benchmark
 README = ROOT / "README.md"
 ATTEMPTS_RECIPE = DEFAULT_RECIPE  # of the README's table of the three attempts
 FIELDS = ["model", "recipe", "seed", "epoch", "train_acc", "lr", "test_loss", "test_acc", "seconds"]
@@ -228,6 +229,7 @@ def claim(records: Records, recipe_name: str) -> str:
 def readme_tables(records: Records) -> dict[str, str]:
     """The claim and the tables of README.md by the name of their markers."""
     tables = {"claim": claim(records, DEFAULT_RECIPE), "seeds": statistics_table(records)}
+    tables["benchmark"] = BENCHMARK.read_text().strip()
     tables["attempts"] = attempts_table(records, ATTEMPTS_RECIPE)
     for model_name in MODELS:
         tables[model_name] = epochs_table(records[model_name, ATTEMPTS_RECIPE][42])
