@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -151,6 +152,9 @@ def state_bytes(state: dict[str, Any]) -> bytes:
 def read_state(path: Path) -> dict[str, Any]:
     """What `state_bytes` made of it. Runs no code that a file may hold; UsageError if damaged."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile  # torch.load looks at no checksum
         with warnings.catch_warnings(action="ignore"):  # torch warns of what it then refuses
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -182,18 +182,20 @@ def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     """
     raw = Path(data_dir) / "MNIST" / "raw"
     processed = raw.parent / "processed"
-    made: list[Path] = []
     try:
         if processed.exists():
             raise UsageError(f"{processed} is of an old torchvision, not to be checked: delete it")
         check_files(raw)
         complete = all((raw / name).exists() for name in UNPACKED_MD5)
-        made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
+        absent = [folder for folder in (raw, *raw.parents) if not folder.exists()]
+    except OSError as error:  # such as a file or folder that may not be read
+        raise UsageError(f"--data-dir {data_dir}: {error.strerror}; name another folder") from None
+    try:
         with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each failed mirror
             dataset = MNIST(data_dir, train=train, download=True)
     except (RuntimeError, OSError) as error:
-        with contextlib.suppress(OSError):  # what the download has made; a full folder stays
-            for folder in made:
+        with contextlib.suppress(OSError):  # what was made for the download, if it is empty
+            for folder in absent:
                 folder.rmdir()
         archives = [name for name, _ in MNIST.resources]
         reason = str(error).splitlines()[0].rstrip(":")

@@ -1,4 +1,4 @@
-"""The command line as a user calls it: help, dry runs, and two hundred ways to get it wrong."""
+"""The command line as a user calls it: help, dry runs, bad arguments, damaged files, resumption."""
 
 import io
 import json
@@ -234,12 +234,18 @@ def weights(change: Callable[[Tensor], Tensor] = lambda bias: bias) -> dict[str,
     return state | {first: change(state[first])}
 
 
+def flipped(content: bytes, place: int) -> bytes:
+    """`content` with one bit changed."""
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
 DAMAGED = {
     "empty": lambda: b"",
     "random": lambda: random.Random(0).randbytes(20_000),
     "text": lambda: b"weights\n",
     "half": lambda: saved(weights())[:20_000],
     "one byte short": lambda: saved(weights())[:-1],
+    "one flipped bit": lambda: flipped(saved(weights()), 20_000),
     "a number": lambda: saved(1),
     "a tensor": lambda: saved(torch.zeros(10)),
     "a list": lambda: saved([*weights().values()]),
