@@ -260,7 +260,7 @@ def some_path(text: str) -> Path:
     return Path(text)
 
 
-def exit_code(command: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
+def exit_code(command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """Call `command`, and turn the ways in which it is expected to end into an exit code."""
 
     def stop(signum: int, frame: object) -> NoReturn:
@@ -268,7 +268,7 @@ def exit_code(command: Callable[[argparse.Namespace], object], args: argparse.Na
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        command(args)
+        code = command(args) or 0
         sys.stdout.flush()  # here, where its failure is dealt with, and not at exit
     except (UsageError, RunError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
@@ -283,4 +283,4 @@ def exit_code(command: Callable[[argparse.Namespace], object], args: argparse.Na
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
+    return code
