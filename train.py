@@ -20,6 +20,7 @@ import copy
 import ctypes
 import dataclasses
 import functools
+import gzip
 import io
 import json
 import math
@@ -157,56 +158,41 @@ def reuse_freed_memory() -> None:
 
 # --------------------------------------------------------------------------------- data
 
-# MD5 of the four files that torchvision unpacks; those of the archives are torchvision's.
-UNPACKED_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
-
-
-def check_files(raw: Path) -> None:
-    """Raise UsageError for the first archive or unpacked file under `raw` that is damaged."""
-    for name, md5 in (*MNIST.resources, *UNPACKED_MD5.items()):
-        if (raw / name).exists() and not check_integrity(raw / name, md5):
-            remedy = "it will be downloaded" if name.endswith(".gz") else "it will be unpacked"
-            raise UsageError(f"{raw / name} is damaged (MD5 differs); delete it and {remedy} again")
-
 
 def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) as uint8 and labels (N,) as int64: 60,000 or, for testing, 10,000.
 
-    torchvision unpacks the archives in `data_dir`/MNIST/raw, or downloads them where they are
-    missing. Raises UsageError when that is impossible or when a file is not as published.
+    Reads the archives in `data_dir`/MNIST/raw; torchvision downloads them where they are missing.
+    Raises UsageError when that is impossible or when one is not as published.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
-    processed = raw.parent / "processed"
+    absent = []
     try:
-        if processed.exists():
-            raise UsageError(f"{processed} is of an old torchvision, not to be checked: delete it")
-        check_files(raw)
-        complete = all((raw / name).exists() for name in UNPACKED_MD5)
-        absent = [folder for folder in (raw, *raw.parents) if not folder.exists()]
-    except OSError as error:  # such as a file or folder that may not be read
-        raise UsageError(f"--data-dir {data_dir}: {error.strerror}; name another folder") from None
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each failed mirror
-            dataset = MNIST(data_dir, train=train, download=True)
+        paths = [raw / name for name, _ in MNIST.resources]
+        for path, (_, md5) in zip(paths, MNIST.resources):
+            if path.exists() and not check_integrity(path, md5):
+                raise UsageError(
+                    f"{path} is damaged (MD5 differs); delete it and it will be downloaded again"
+                )
+        if not all(path.exists() for path in paths):
+            absent = [folder for folder in (raw, *raw.parents) if not folder.exists()]
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints each mirror that fails
+                MNIST(data_dir, download=True)
+        images, labels = (
+            torch.frombuffer(bytearray(gzip.decompress(path.read_bytes())), dtype=torch.uint8)
+            for path in (paths[:2] if train else paths[2:])
+        )
     except (RuntimeError, OSError) as error:
         with contextlib.suppress(OSError):  # what was made for the download, if it is empty
             for folder in absent:
                 folder.rmdir()
-        archives = [name for name, _ in MNIST.resources]
         reason = str(error).splitlines()[0].rstrip(":")
-        if all((raw / name).exists() for name in archives):
-            remedy = "make the folder writable, so that the archives can be unpacked in it"
-        else:
-            remedy = f"put {', '.join(archives)} into {raw}"
-        raise UsageError(f"--data-dir {data_dir}: no MNIST there ({reason}); {remedy}") from None
-    if not complete:
-        check_files(raw)
-    return dataset.data.unsqueeze(1), dataset.targets
+        names = ", ".join(path.name for path in paths)
+        raise UsageError(
+            f"--data-dir {data_dir}: no MNIST there ({reason}); put {names} into {raw}"
+        ) from None
+    # Before the pixels, the file says in 16 bytes what it holds; before the labels, in 8.
+    return images[16:].view(-1, 1, IMAGE_SIZE, IMAGE_SIZE), labels[8:].long()
 
 
 def draw_affine_maps(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:

@@ -36,7 +36,7 @@ from artifacts import (
     whole_number,
     write_atomically,
 )
-from train import DEFAULT_RECIPE, MODELS, RECIPES, Recipe, load_mnist, run
+from train import DEFAULT_RECIPE, MODELS, RECIPES, Recipe, run
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "results" / "runs"
@@ -102,7 +102,6 @@ def train_seeds(
     ]
     if not todo:
         return
-    load_mnist(ROOT / "data", train=True)  # unpacks it, before several processes would
     work_dir.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
