@@ -17,14 +17,13 @@ Time is the training of the epoch, without the evaluation that follows it.
 import argparse
 import contextlib
 import copy
-import ctypes
 import dataclasses
 import functools
 import gzip
 import io
 import json
 import math
-import platform
+import os
 import sys
 import tempfile
 import time
@@ -51,10 +50,12 @@ from artifacts import (
     at_work,
     describe,
     exit_code,
+    load_checkpoint,
     metrics_csv,
     new_run_folder,
     plot_curves,
     read_state,
+    reuse_freed_memory,
     some_path,
     state_bytes,
     table_header,
@@ -141,19 +142,6 @@ def select_device(name: str) -> torch.device:
             f"--device {name}: there is none here; choose from auto, {', '.join(present)}"
         )
     return torch.device(present[0] if name == "auto" else name)
-
-
-def reuse_freed_memory() -> None:
-    """Make glibc keep the memory that tensors free; does nothing where there is no glibc.
-
-    By default every large activation is mapped anew, page by page, and given back, at each
-    step: a fifth of the training time on a CPU. See mallopt(3) for the two parameters.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 32 << 20)  # bytes: the most that glibc takes
-        libc.mallopt(m_trim_threshold, 1 << 30)
 
 
 # --------------------------------------------------------------------------------- data
@@ -304,6 +292,12 @@ def build_optimizer(
     return optimizer, scheduler
 
 
+def build_average(model: nn.Module, recipe: Recipe) -> AveragedModel:
+    """A copy of `model` that follows it as an exponential moving average, buffers included."""
+    decay = get_ema_multi_avg_fn(recipe.ema_decay)
+    return AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+
+
 def train_one_epoch(
     model: nn.Module,
     loader: Loader,
@@ -384,20 +378,6 @@ def load_weights(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     raise UsageError(f"{path} fits none of {', '.join(MODELS)}: it is of another network")
 
 
-def load_checkpoint(path: Path, stateful: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bring the parts of a run to the state that `path` holds; the records of its epochs.
-
-    Raises UsageError when the file is damaged or does not fit.
-    """
-    state = read_state(path)
-    try:
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-        return [dict(record) for record in state["records"]]
-    except Exception:  # a state that does not fit makes load_state_dict raise half a dozen types
-        raise UsageError(f"{path} is not of this run, or damaged; begin a new run") from None
-
-
 # --------------------------------------------------------------------------------- run
 
 
@@ -453,9 +433,7 @@ def run(
     torch.manual_seed(seed)
     model = MODELS[model_name]().to(target)
     optimizer, scheduler = build_optimizer(model, recipe, len(loader))
-    averaged = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
-    )
+    averaged = build_average(model, recipe)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     stateful: dict[str, Any] = {"model": model, "optimizer": optimizer}
     stateful |= {"scheduler": scheduler, "averaged": averaged}
@@ -533,7 +511,7 @@ def train(args: argparse.Namespace) -> None:
             with tempfile.TemporaryDirectory() as out_dir:
                 run(name, recipe, **settings, out_dir=Path(out_dir), dry_run=True)
         else:
-            run(name, recipe, **settings, out_dir=args.out_dir)
+            run(name, recipe, **settings, out_dir=args.out_dir or Path("runs"))
 
 
 def resume(args: argparse.Namespace) -> None:
@@ -544,6 +522,8 @@ def resume(args: argparse.Namespace) -> None:
         recipe = Recipe(**config["recipe"])
         had = {**config, **config["recipe"], "recipe": recipe.name}
         settings = {key: had[key] for key in ("model", "seed", "holdout", "data_dir", "device")}
+        if not args.threads and 1 <= had["threads"] <= os.cpu_count():
+            torch.set_num_threads(had["threads"])  # as before, for the same last digits
     except OSError as error:
         raise UsageError(f"--resume {folder}: no run to go on with ({error.strerror})") from None
     except (ValueError, TypeError, KeyError):
@@ -611,7 +591,7 @@ def build_parser() -> Parser:
     )
     add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one a core)", **n)
     add("--data-dir", help="holds MNIST/raw/*.gz (default: data)", **folder)
-    add("--out-dir", default=Path("runs"), help="holds the run folders (default: runs)", **folder)
+    add("--out-dir", help="holds the run folders (default: runs)", **folder)
     add(
         "--holdout",
         type=whole_number(0, 50_000),
@@ -637,9 +617,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{modes[0]} and {modes[1]} exclude each other")
     if args.model == "all" and (args.resume or args.evaluate):
         parser.error(f"--model all does not go with {modes[0]}")
-    for key in ("epochs", "batch_size", "seed", "holdout") if args.evaluate else ():
+    given_for_nothing = ["out_dir"] if args.resume else []
+    if args.evaluate:
+        given_for_nothing = ["epochs", "batch_size", "seed", "holdout", "out_dir"]
+    for key in given_for_nothing:
         if getattr(args, key) is not None:
-            parser.error(f"--{key.replace('_', '-')} does not go with --evaluate")
+            parser.error(f"--{key.replace('_', '-')} does not go with {modes[0]}")
     if args.threads:
         torch.set_num_threads(args.threads)
     return exit_code(resume if args.resume else print_evaluation if args.evaluate else train, args)

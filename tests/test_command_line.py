@@ -175,6 +175,8 @@ def test_any_part_can_be_held_out(holdout: int, call: Call) -> None:
         ("--evaluate file --batch-size 3", "--batch-size"),
         ("--evaluate file --seed 3", "--seed"),
         ("--evaluate file --holdout 3", "--holdout"),
+        ("--evaluate file --out-dir there", "--out-dir"),
+        ("--resume run --out-dir there", "--out-dir"),
         # folders for the runs
         ("--out-dir file", "--out-dir"),
         ("--out-dir file/below", "--out-dir"),
@@ -364,7 +366,7 @@ def test_resume_with_a_damaged_config(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("torch", "1.0"), ("threads", 99), ("device_name", "another")]
+    ("key", "value"), [("torch", "1.0"), ("threads", 99_999), ("device_name", "another")]
 )
 def test_resume_on_another_machine_warns(
     key: str, value: object, stopped: Path, call: Call
@@ -375,6 +377,18 @@ def test_resume_on_another_machine_warns(
     assert code == 0 and err.count("\n") == 1
     assert err.startswith(f"warning: {key} was {value} and is {config[key]} now;")
     assert "last digits may differ" in err
+
+
+def test_resume_takes_the_threads_that_the_run_had(stopped: Path, call: Call) -> None:
+    config = json.loads((stopped / "config.json").read_text())
+    (stopped / "config.json").write_text(json.dumps(config | {"threads": 1}))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        code, _, err = call("--resume", stopped, "--quiet")
+        assert (code, err, torch.get_num_threads()) == (0, "", 1)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_finished_run_is_not_resumed(stopped: Path, call: Call) -> None:

@@ -5,24 +5,31 @@
 
 Three ways to train the same model by the same recipe, in turn, round after round:
 
-    usual       torchvision transforms image by image, a DataLoader with workers, `.item()`
-                at every step: the loop of most tutorials
-    this        Loader and train_one_epoch of train.py
-    arithmetic  forward, backward and optimizer step on one batch that stays where it is
+    usual way        torchvision transforms image by image, a DataLoader with workers, `.item()`
+                     at every step: the loop of most tutorials
+    this repository  Loader and train_one_epoch of train.py
+    arithmetic alone forward, backward and optimizer step on one batch that stays where it is
+
+Each has a process of its own and waits there for its turn, since what train.py asks of the
+memory allocator holds for a whole process and would help the other two. On a CPU a fourth row
+trains one seed a core at the same time, one thread each, as tools.seed_study does.
 
 Each is timed over the first --images images; an epoch's seconds are scaled from that to 60,000.
 """
 
 import argparse
 import functools
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -32,25 +39,36 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 from torchvision.transforms import InterpolationMode
 
-from artifacts import Parser, exit_code, whole_number, write_atomically
+from artifacts import (
+    Parser,
+    RunError,
+    exit_code,
+    reuse_freed_memory,
+    table_row,
+    whole_number,
+    write_atomically,
+)
 from train import (
     DATA_DIR,
-    DEFAULT_RECIPE,
     MEAN,
     MODELS,
     RECIPES,
     STD,
+    TEST_BATCH_SIZE,
     Loader,
     Recipe,
+    build_average,
     build_optimizer,
+    evaluate,
     load_mnist,
-    reuse_freed_memory,
     select_device,
     train_one_epoch,
 )
 
-RESULT = Path(__file__).parent.parent / "results" / "benchmark.md"
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "results" / "benchmark.md"
 TRAINING_IMAGES = 60_000
+WAYS = ("usual way", "this repository", "arithmetic alone")
 
 
 def usual_way(
@@ -87,6 +105,7 @@ def usual_way(
         model.parameters(), lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=1_000_000)
+    averaged = build_average(model, recipe)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
 
     def epoch() -> None:
@@ -100,6 +119,8 @@ def usual_way(
             loss.backward()
             optimizer.step()
             scheduler.step()
+            if recipe.ema_decay:
+                averaged.update_parameters(model)
             total_loss += loss.item()
             correct += (logits.argmax(dim=1) == labels).sum().item()
 
@@ -117,7 +138,10 @@ def this_way(
     model = MODELS[model_name]().to(device)
     optimizer, scheduler = build_optimizer(model, recipe, 1_000_000)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    return functools.partial(train_one_epoch, model, loader, criterion, optimizer, scheduler)
+    averaged = build_average(model, recipe) if recipe.ema_decay else None
+    return functools.partial(
+        train_one_epoch, model, loader, criterion, optimizer, scheduler, averaged
+    )
 
 
 def arithmetic_alone(
@@ -142,16 +166,100 @@ def arithmetic_alone(
     return epoch
 
 
-def seconds_per_epoch(epoch: Callable[[], object], device: torch.device, images: int) -> float:
-    """Wall time of `epoch`, scaled to 60,000 images; waits for the device at both ends."""
+def evaluation_overhead(model_name: str, recipe: Recipe, device: torch.device) -> float:
+    """Seconds that evaluation and the row of the table take beyond the forward passes."""
+    images, labels = load_mnist(DATA_DIR, train=False)
+    loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    model = MODELS[model_name]().to(device).eval()
+    resident = [images for images, _ in loader]
+
+    def forward_alone() -> None:
+        with torch.inference_mode():
+            for images in resident:
+                model(images)
+
+    def with_all() -> None:
+        loss, accuracy = evaluate(model, loader, criterion)
+        record = {"epoch": 1, "train_acc": 0.0, "lr": 0.0, "seconds": 0.0}
+        print(
+            table_row(record | {"test_loss": loss, "test_acc": accuracy}, "test"), file=sys.stderr
+        )
+
+    rounds = [(timed(with_all, device), timed(forward_alone, device)) for _ in range(7)]
+    return statistics.median(whole - part for whole, part in rounds)
+
+
+def timed(action: Callable[[], object], device: torch.device) -> float:
+    """Wall time of `action` in seconds; waits for the device at both ends."""
     synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type)
     if synchronize:
         synchronize()
     start = time.perf_counter()
-    epoch()
+    action()
     if synchronize:
         synchronize()
-    return (time.perf_counter() - start) * TRAINING_IMAGES / images
+    return time.perf_counter() - start
+
+
+# ----------------------------------------------------------------------------- processes
+
+
+def peak_mb() -> float:
+    """Most memory that this process has had resident, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def wait_for_turns(turns: Connection, way: str, threads: int, args: argparse.Namespace) -> None:
+    """Train an epoch in `way` at each turn and send its seconds; at the end, the peak memory."""
+    torch.set_num_threads(threads)
+    device, recipe = select_device(args.device), RECIPES[args.recipe]
+    if way == "usual way":
+        epoch = usual_way(args.model, recipe, device, args.images, args.workers)
+    elif way == "arithmetic alone":
+        epoch = arithmetic_alone(args.model, recipe, device, args.images)
+    else:
+        reuse_freed_memory()
+        epoch = this_way(args.model, recipe, device, args.images)
+    timed(epoch, device)  # warms up
+    turns.send(None)
+    while turns.recv():
+        turns.send(timed(epoch, device) * TRAINING_IMAGES / args.images)
+    gpu_mb = torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else None
+    turns.send((peak_mb(), gpu_mb))
+
+
+def start(way: str, threads: int, args: argparse.Namespace) -> Connection:
+    """A process that trains in `way` when it is told to; what is warmed up and waiting."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    # Not a daemon: the workers of a DataLoader are children of their own.
+    context.Process(target=wait_for_turns, args=(theirs, way, threads, args)).start()
+    theirs.close()
+    ours.recv()
+    return ours
+
+
+def take_turn(processes: list[Connection]) -> float:
+    """Let all of `processes` train an epoch at once; seconds for each, over their number."""
+    for process in processes:
+        process.send(True)
+    return max(process.recv() for process in processes) / len(processes)
+
+
+def whole_run(model_name: str, recipe: Recipe, epochs: int) -> tuple[float, float]:
+    """Seconds and peak MB of `train.py` in a process of its own, evaluation and files included."""
+    options = ["--model", model_name, "--recipe", recipe.name, "--epochs", str(epochs)]
+    with tempfile.TemporaryDirectory() as out_dir:
+        command = [sys.executable, str(ROOT / "train.py"), *options, "--quiet", "--device", "cpu"]
+        start = time.perf_counter()
+        process = subprocess.Popen([*command, "--out-dir", out_dir], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RunError(f"train.py {' '.join(options)} failed")
+    peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return time.perf_counter() - start, peak
 
 
 def start_up_seconds() -> float:
@@ -162,10 +270,9 @@ def start_up_seconds() -> float:
         subprocess.run([sys.executable, *command], check=True, capture_output=True)
         return time.perf_counter() - start
 
-    root = Path(__file__).parent.parent
     imports = min(measure("-c", "import torch, torchvision") for _ in range(3))
     one_step = ("--dry-run", "--epochs", "1", "--quiet")
-    return min(measure(str(root / "train.py"), *one_step) for _ in range(3)) - imports
+    return min(measure(str(ROOT / "train.py"), *one_step) for _ in range(3)) - imports
 
 
 def machine(device: torch.device) -> str:
@@ -181,53 +288,62 @@ def machine(device: torch.device) -> str:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Time the three ways in turn, print the table and write it to results/benchmark.md."""
-    reuse_freed_memory()
+    """Time the ways in turn, print the tables and write them to results/benchmark.md."""
     device, recipe = select_device(args.device), RECIPES[args.recipe]
-    images = min(args.images, TRAINING_IMAGES)
-    ways = {
-        f"usual way, {args.workers} workers": usual_way(
-            args.model, recipe, device, images, args.workers
-        ),
-        "this repository": this_way(args.model, recipe, device, images),
-        "arithmetic alone": arithmetic_alone(args.model, recipe, device, images),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(args.rounds + 1):
-        for name, epoch in ways.items():
-            elapsed = seconds_per_epoch(epoch, device, images)
-            if turn:  # the first round warms up
-                seconds[name].append(elapsed)
-                print(f"round {turn}, {name}: {elapsed:.1f} s an epoch", file=sys.stderr)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    usual, this, arithmetic = seconds.values()
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    ways = {way: [start(way, threads, args)] for way in WAYS}
+    at_once = f"this repository, {cores} seeds at once"
+    if device.type == "cpu":
+        ways[at_once] = [start("this repository", 1, args) for _ in range(cores)]
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(args.rounds):
+        for way, processes in ways.items():
+            seconds[way].append(take_turn(processes))
+            print(f"round {turn + 1}, {way}: {seconds[way][-1]:.2f} s an epoch", file=sys.stderr)
+    peaks = {}
+    for way, processes in ways.items():
+        for process in processes:
+            process.send(False)
+            peaks[way] = process.recv()
+    median = {way: statistics.median(values) for way, values in seconds.items()}
+
+    def ratio(above: str, below: str) -> str:
+        ratios = [a / b for a, b in zip(seconds[above], seconds[below])]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        return f"- {above} / {below}: {statistics.median(ratios):.2f} ({spread})"
+
     lines = [
         f"{args.model}, recipe {recipe.name}, batches of {recipe.batch_size}, {args.rounds} rounds "
-        f"over {images:,} images, scaled to 60,000; {machine(device)}.",
+        f"over {args.images:,} images, scaled to 60,000; the usual way with {args.workers} "
+        f"workers; {machine(device)}.",
         "",
-        "| way | seconds an epoch, median (range) | images a second |",
-        "| --- | ---: | ---: |",
+        "| way | seconds an epoch, median (range) | images a second | peak memory (MB) |",
+        "| --- | ---: | ---: | ---: |",
         *(
-            f"| {name} | {median[name]:.1f} ({min(values):.1f} to {max(values):.1f}) "
-            f"| {TRAINING_IMAGES / median[name]:,.0f} |"
-            for name, values in seconds.items()
+            f"| {way} | {median[way]:.2f} ({min(values):.2f} to {max(values):.2f}) "
+            f"| {TRAINING_IMAGES / median[way]:,.0f} | {peaks[way][0]:,.0f} |"
+            for way, values in seconds.items()
         ),
         "",
+        ratio("usual way", "this repository"),
+        ratio("this repository", "arithmetic alone"),
     ]
-    for title, above, below in (
-        ("usual way / this repository", usual, this),
-        ("this repository / arithmetic alone", this, arithmetic),
-    ):
-        ratios = [a / b for a, b in zip(above, below)]
-        lines.append(
-            f"- {title}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_mb = peak / 1e6 if sys.platform == "darwin" else peak / 1e3
-    lines.append(f"- peak memory of the process that ran all three: {peak_mb:,.0f} MB")
-    if device.type == "cuda":
-        lines.append(f"- peak memory on the GPU: {torch.cuda.max_memory_allocated() / 1e6:,.0f} MB")
+    if at_once in ways:
+        lines.append(ratio("this repository", at_once))
+    overhead = evaluation_overhead(args.model, recipe, device)
+    lines.append(
+        "- evaluation and the row of the table, beyond the forward passes: "
+        f"{overhead:.2f} s, {overhead / median['this repository']:.1%} of an epoch"
+    )
     lines.append(f"- start-up over importing torch and torchvision: {start_up_seconds():.1f} s")
+    if device.type == "cuda":
+        lines.append(f"- peak memory on the GPU: {peaks['this repository'][1]:,.0f} MB")
+    else:
+        (one, one_mb), (five, five_mb) = (whole_run(args.model, recipe, n) for n in (1, 5))
+        lines.append(
+            f"- all of train.py: 1 epoch {one:.1f} s and {one_mb:,.0f} MB, "
+            f"5 epochs {five:.1f} s and {five_mb:,.0f} MB"
+        )
     report = "\n".join(lines) + "\n"
     print(report, end="")
     write_atomically(RESULT, report.encode())
@@ -243,7 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--model", choices=list(MODELS), default="model3")
-    add("--recipe", choices=list(RECIPES), default=DEFAULT_RECIPE)
+    add("--recipe", choices=list(RECIPES), default="classic")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="cpu")
     add("--rounds", type=whole_number(1, 100), default=3)
     add("--images", type=whole_number(1000, TRAINING_IMAGES), default=TRAINING_IMAGES)
