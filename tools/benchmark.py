@@ -18,6 +18,7 @@ Each is timed over the first --images images; an epoch's seconds are scaled from
 """
 
 import argparse
+import copy
 import functools
 import multiprocessing
 import os
@@ -34,6 +35,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
@@ -61,6 +63,7 @@ from train import (
     build_optimizer,
     evaluate,
     load_mnist,
+    replay_as_graph,
     select_device,
     train_one_epoch,
 )
@@ -105,7 +108,9 @@ def usual_way(
         model.parameters(), lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=1_000_000)
-    averaged = build_average(model, recipe)
+    averaged = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
+    )
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
 
     def epoch() -> None:
@@ -138,9 +143,17 @@ def this_way(
     model = MODELS[model_name]().to(device)
     optimizer, scheduler = build_optimizer(model, recipe, 1_000_000)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    averaged = build_average(model, recipe) if recipe.ema_decay else None
+    average = build_average(copy.deepcopy(model), model, recipe.ema_decay)
+    if device.type == "cuda":
+        replay_as_graph(model, recipe.batch_size)
     return functools.partial(
-        train_one_epoch, model, loader, criterion, optimizer, scheduler, averaged
+        train_one_epoch,
+        model,
+        loader,
+        criterion,
+        optimizer,
+        scheduler,
+        average if recipe.ema_decay else None,
     )
 
 
