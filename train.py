@@ -602,7 +602,7 @@ def print_evaluation(args: argparse.Namespace) -> None:
 EPILOG = """examples:
   python train.py                                  model3 with seed 42
   python train.py --model all --seed 7             the three attempts, one after the other
-  python train.py --resume runs/model3-classic-seed42
+  python train.py --resume runs/model3-strong-seed42
   python train.py --evaluate weights/model3.pt
 
 Each run has a folder of its own: config.json, metrics.csv (a row an epoch), checkpoint.pt (what

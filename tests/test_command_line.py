@@ -79,7 +79,7 @@ def stopped(call: Call, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         stop_in_epoch(2, patch)
         assert call("--epochs", "3", "--holdout", "100", "--quiet")[0] == 130
-    return Path("runs/model3-classic-seed42").resolve()
+    return Path(f"runs/model3-{train.DEFAULT_RECIPE}-seed42").resolve()
 
 
 def content(folder: Path) -> dict[Path, bytes | None]:
@@ -320,7 +320,7 @@ def test_code_in_weights_is_not_run(form: str, call: Call) -> None:
     [
         ("--model", "model1", "model3"),
         ("--epochs", "4", "3"),
-        ("--batch-size", "64", "128"),
+        ("--batch-size", "64", str(train.RECIPES[train.DEFAULT_RECIPE].batch_size)),
         ("--seed", "7", "42"),
         ("--holdout", "0", "100"),
     ],
@@ -426,7 +426,16 @@ def test_help_is_worth_reading(call: Call) -> None:
     options = set(re.findall(r"--[a-z-]+", out))
     for action in train.build_parser()._actions:
         assert action.help and options.issuperset(action.option_strings[-1:])
-    for default in ("model3", train.DEFAULT_RECIPE, "15", "128", "42", "auto", "data", "runs"):
+    for default in (
+        "model3",
+        train.DEFAULT_RECIPE,
+        "15",
+        "the recipe's",
+        "42",
+        "auto",
+        "data",
+        "runs",
+    ):
         assert re.search(rf"default: {default}\b", out), default
     examples = re.findall(r"^ +python train\.py(.*?)(?:   .*)?$", out, re.MULTILINE)
     assert len(examples) >= 3

@@ -163,7 +163,9 @@ def test_loss_that_is_not_finite(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     augment, calls = train.augment, itertools.count(1)
-    batches = math.ceil(len(small_mnist["train"][0]) / 128)
+    batches = math.ceil(
+        len(small_mnist["train"][0]) / train.RECIPES[train.DEFAULT_RECIPE].batch_size
+    )
 
     def spoilt(*args: object) -> torch.Tensor:
         return augment(*args) * (math.nan if next(calls) == batches + 3 else 1)

@@ -1,6 +1,6 @@
 """Draw how a trained network does on the 10,000 test digits, and what it looks like inside.
 
-    python -m tools.report runs/model3-classic-seed42    # a run folder, or a file of weights
+    python -m tools.report runs/model3-strong-seed42    # a run folder, or a file of weights
     python -m tools.report weights/model3.pt --out results
 
 Writes five PNGs beside the weights, or into --out: which digits are taken for which, every
