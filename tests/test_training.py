@@ -152,3 +152,47 @@ def test_loss_that_is_not_finite_ends_the_run(mnist: dict) -> None:
     parts = train.build_optimizer(model, CLASSIC, len(loader))
     with pytest.raises(RunError, match="epoch 1, batch 1 of 3"):
         train.train_one_epoch(model, loader, nn.CrossEntropyLoss(), *parts)
+
+
+# --------------------------------------------------------------------------- CUDA graphs
+
+
+def test_graph_takes_full_batches_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be seen without a GPU: who is called for which batch, and that weights stay."""
+    replayed = []
+
+    def capture(module: nn.Module, sample: tuple[torch.Tensor]) -> nn.Module:
+        plain = module.forward
+        module(*sample)  # as the warm-up does, which moves the statistics of BatchNorm
+
+        def forward(images: torch.Tensor) -> torch.Tensor:
+            replayed.append(len(images))
+            return plain(images)
+
+        module.forward = forward
+        return module
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    model, images = train.Model_3(), torch.randn(8, 1, 28, 28)
+    before, reference = copy.deepcopy(model.state_dict()), copy.deepcopy(model).eval()
+    train.replay_as_graph(model, batch_size=8)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    model.eval()
+    for batch in (images, images[:5]):
+        assert torch.equal(model(batch), reference(batch))
+    assert replayed == [8]
+
+
+def test_training_goes_on_where_no_graph_can_be_captured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def capture(module: nn.Module, sample: tuple[torch.Tensor]) -> nn.Module:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    model, images = train.Model_3(), torch.randn(8, 1, 28, 28)
+    reference = copy.deepcopy(model).eval()
+    train.replay_as_graph(model, batch_size=8)
+    assert torch.equal(model.eval()(images), reference(images))
+    assert capsys.readouterr().err.count("\n") == 1
