@@ -43,39 +43,44 @@ SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 def open_picture(path: Path) -> Image.Image:
     """The picture in `path`, upright; its first frame if it moves. UsageError if it is none."""
     try:
+        if path.is_dir():
+            raise UsageError("a folder; name the pictures in it")
         with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
             picture = Image.open(path)
             picture.load()
-            return ImageOps.exif_transpose(picture)
+            return flatten(ImageOps.exif_transpose(picture))
+    except UsageError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         most = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
-        raise UsageError(f"{path}: larger than {most}; make it smaller") from None
+        raise UsageError(f"larger than {most}; make it smaller") from None
     except UnidentifiedImageError:
-        raise UsageError(f"{path}: not a picture, or damaged") from None
+        raise UsageError("not a picture, or damaged") from None
     except OSError as error:
-        reason = error.strerror or "a damaged picture"
-        raise UsageError(f"{path}: {reason}") from None
+        raise UsageError(error.strerror or "a damaged picture") from None
     except Exception:  # a damaged file makes Pillow's decoders raise a dozen types
-        raise UsageError(f"{path}: a damaged picture") from None
+        raise UsageError("a damaged picture") from None
 
 
 def flatten(picture: Image.Image) -> Image.Image:
-    """The same without transparency: RGB from 0 to 255, or floats where it had 16 bits.
+    """The same without transparency: RGB from 0 to 255, or floats where it had more than 8 bits.
 
     What shines through is paper: white, or black behind a light digit; but where the visible
-    part has paper of its own, as a sticker has, that one.
+    part is most of the picture and has paper of its own, as a sticker has, that one.
     """
     if picture.mode.startswith(("I", "F")):
-        return picture.convert("F").point(lambda value: value * (255 / 65535))
+        picture = picture.convert("F")
+        scale = 255 / max(picture.getextrema()[1], 1)
+        return picture.point(lambda value: value * scale)
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
     small = picture.copy()
     small.thumbnail((64, 64), Image.Resampling.BOX)
     pixels = pil_to_tensor(small).float().flatten(1)
-    visible = pixels[:3, pixels[3] > 127]
-    if not visible.numel():
+    if not pixels[3].any():
         raise UsageError("nothing but transparency")
+    visible = pixels[:3, pixels[3] >= pixels[3].max() / 2]
     paper = visible.median(dim=1).values
     if visible.shape[1] < pixels.shape[1] / 2 or visible.std(dim=1).max() < 20:  # ink alone
         paper = torch.full((3,), 255.0 if paper.mean() < 128 else 0.0)
@@ -153,7 +158,7 @@ def to_mnist(picture: Image.Image) -> Tensor:
         shrink = max(1, max(size) / WORKING_SIZE)
         shape = [max(1, round(side / shrink)) for side in size]
         close = picture.resize(shape, Image.Resampling.BOX, box=box)
-        ink = measure_ink(pil_to_tensor(close).float())
+        ink = measure_ink(pil_to_tensor(close).float().nan_to_num())
         digit = find_digit(ink)
         ink = ink * F.max_pool2d(digit[None].float(), 3, 1, 1)[0]  # with its soft edges
         y, x = digit.nonzero().T
@@ -201,7 +206,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         first, *others = (f"{guess['confidence']:.1%}".replace("%", " %") for guess in row["top"])
         others = ", ".join(f"{g['digit']} ({p})" for g, p in zip(row["top"][1:], others))
-        cells.append((row["file"], str(row["top"][0]["digit"]), first, others))
+        cells.append((row["file"].replace("|", "\\|"), str(row["top"][0]["digit"]), first, others))
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     rule = [("-" * (w - 1) + ":") if 1 <= i <= 2 else "-" * w for i, w in enumerate(widths)]
     cells.insert(1, tuple(rule))
@@ -223,22 +228,15 @@ def run(args: argparse.Namespace) -> int:
     """Predict what can be read, print it, and return the exit code: 2 if anything could not."""
     name = args.model or ("model3" if args.weights is None else None)
     _, model = load_weights(args.weights or WEIGHTS_DIR / f"{name}.pt", name)
-    images, rows, failures = [], [], 0
+    images, paths, failures = [], [], 0
     for path in args.pictures:
         try:
-            if path.is_dir():
-                raise UsageError(f"{path}: a folder; name the pictures in it")
-            picture = open_picture(path)
-            try:
-                images.append(to_mnist(picture))
-            except UsageError as error:
-                raise UsageError(f"{path}: {error}") from None
-            if args.show:
-                show(images[-1], path)
-            rows.append({"file": str(path)})
+            images.append(to_mnist(open_picture(path)))
+            paths.append(path)
         except UsageError as error:
-            print(f"predict.py: error: {error}", file=sys.stderr)
+            print(f"predict.py: error: {path}: {error}", file=sys.stderr)
             failures += 1
+    rows: list[dict[str, Any]] = [{"file": str(path)} for path in paths]
     if images:
         best = predict(model, torch.stack(images)).topk(args.top)
         for row, digits, confidences in zip(rows, best.indices.tolist(), best.values.tolist()):
@@ -247,6 +245,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
     elif rows:
         print(table(rows))
+    for path, image in zip(paths, images) if args.show else ():
+        show(image, path)
     return 2 if failures else 0
 
 

@@ -270,7 +270,7 @@ def test_test_loader_is_neither_shuffled_nor_augmented_nor_cut(mnist: dict) -> N
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )
-    reference = MNIST(train.DATA_DIR, train=False, transform=transform)
+    reference = MNIST(train.DATA_DIR, train=False, transform=transform, download=True)  # unpacks
     assert torch.equal(torch.cat(images), torch.stack([image for image, _ in reference]))
     assert torch.cat(labels).tolist() == [label for _, label in reference]
 

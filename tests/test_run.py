@@ -233,6 +233,7 @@ def test_verdict(model: type[nn.Module], accuracies: list[float], expected: list
 def test_verdict_on_held_out_images_says_so() -> None:
     text = verdict(train.Model_3(), [{"val_acc": accuracy} for accuracy in MET], "val")
     assert "held-out accuracy 99.44 %" in text and "test" not in text
+    assert "The brief" not in text
 
 
 # ---------------------------------------------------------------------------------- kept

@@ -18,6 +18,7 @@ Each is timed over the first --images images; an epoch's seconds are scaled from
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import multiprocessing
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def usual_way(
             transforms.Normalize((MEAN,), (STD,)),
         ]
     )
-    dataset = Subset(MNIST(DATA_DIR, train=True, transform=transform), range(images))
+    mnist = MNIST(DATA_DIR, train=True, transform=transform, download=True)  # unpacks the archives
+    dataset = Subset(mnist, range(images))
     loader = DataLoader(
         dataset,
         batch_size=recipe.batch_size,
@@ -105,7 +107,11 @@ def usual_way(
     )
     model = MODELS[model_name]().to(device)
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True
+        model.parameters(),
+        lr=recipe.max_lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
     )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=1_000_000)
     averaged = AveragedModel(
@@ -163,7 +169,11 @@ def arithmetic_alone(
     """As many steps on one resident batch, written plainly."""
     model = MODELS[model_name]().to(device)
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.max_lr, momentum=recipe.momentum, nesterov=True
+        model.parameters(),
+        lr=recipe.max_lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
     )
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     inputs = torch.randn(recipe.batch_size, 1, 28, 28, device=device)
@@ -171,7 +181,7 @@ def arithmetic_alone(
 
     def epoch() -> None:
         model.train()
-        for _ in range(images // recipe.batch_size):
+        for _ in range(round(images / recipe.batch_size)):
             optimizer.zero_grad()
             criterion(model(inputs), labels).backward()
             optimizer.step()
@@ -243,15 +253,23 @@ def wait_for_turns(turns: Connection, way: str, threads: int, args: argparse.Nam
     turns.send((peak_mb(), gpu_mb))
 
 
-def start(way: str, threads: int, args: argparse.Namespace) -> Connection:
-    """A process that trains in `way` when it is told to; what is warmed up and waiting."""
+@contextlib.contextmanager
+def started(way: str, threads: int, args: argparse.Namespace) -> Iterator[Connection]:
+    """A process that trains in `way` when it is told to; it is warmed up and waits."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     # Not a daemon: the workers of a DataLoader are children of their own.
-    context.Process(target=wait_for_turns, args=(theirs, way, threads, args)).start()
+    process = context.Process(target=wait_for_turns, args=(theirs, way, threads, args))
+    process.start()
     theirs.close()
-    ours.recv()
-    return ours
+    try:
+        ours.recv()
+        yield ours
+    except EOFError:
+        raise RunError("a process of the benchmark has ended; what it said is above") from None
+    finally:
+        process.terminate()
+        process.join()
 
 
 def take_turn(processes: list[Connection]) -> float:
@@ -266,25 +284,26 @@ def whole_run(model_name: str, recipe: Recipe, epochs: int) -> tuple[float, floa
     options = ["--model", model_name, "--recipe", recipe.name, "--epochs", str(epochs)]
     with tempfile.TemporaryDirectory() as out_dir:
         command = [sys.executable, str(ROOT / "train.py"), *options, "--quiet", "--device", "cpu"]
-        start = time.perf_counter()
+        begin = time.perf_counter()
         process = subprocess.Popen([*command, "--out-dir", out_dir], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RunError(f"train.py {' '.join(options)} failed")
     peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return time.perf_counter() - start, peak
+    return time.perf_counter() - begin, peak
 
 
-def start_up_seconds() -> float:
+def start_up_seconds(device: torch.device) -> float:
     """From process start to the end of a run of one step, beyond importing the two libraries."""
 
     def measure(*command: str) -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        if subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode:
+            raise RunError(f"{' '.join(command)} failed; what it said is above")
         return time.perf_counter() - start
 
     imports = min(measure("-c", "import torch, torchvision") for _ in range(3))
-    one_step = ("--dry-run", "--epochs", "1", "--quiet")
+    one_step = ("--dry-run", "--epochs", "1", "--quiet", "--device", device.type)
     return min(measure(str(ROOT / "train.py"), *one_step) for _ in range(3)) - imports
 
 
@@ -301,23 +320,27 @@ def machine(device: torch.device) -> str:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Time the ways in turn, print the tables and write them to results/benchmark.md."""
+    """Time the ways in turn and print the table; keep it if it is of all images."""
     device, recipe = select_device(args.device), RECIPES[args.recipe]
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    ways = {way: [start(way, threads, args)] for way in WAYS}
     at_once = f"this repository, {cores} seeds at once"
-    if device.type == "cpu":
-        ways[at_once] = [start("this repository", 1, args) for _ in range(cores)]
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(args.rounds):
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, tuple[float, float | None]] = {}
+    with contextlib.ExitStack() as stack:
+        ways = {way: [stack.enter_context(started(way, threads, args))] for way in WAYS}
+        if device.type == "cpu":
+            ways[at_once] = [
+                stack.enter_context(started("this repository", 1, args)) for _ in range(cores)
+            ]
+        for turn in range(args.rounds):
+            for way, processes in ways.items():
+                seconds.setdefault(way, []).append(take_turn(processes))
+                latest = f"{seconds[way][-1]:.2f} s an epoch"
+                print(f"round {turn + 1}, {way}: {latest}", file=sys.stderr)
         for way, processes in ways.items():
-            seconds[way].append(take_turn(processes))
-            print(f"round {turn + 1}, {way}: {seconds[way][-1]:.2f} s an epoch", file=sys.stderr)
-    peaks = {}
-    for way, processes in ways.items():
-        for process in processes:
-            process.send(False)
-            peaks[way] = process.recv()
+            for process in processes:
+                process.send(False)
+            peaks[way] = max(process.recv() for process in processes)
     median = {way: statistics.median(values) for way, values in seconds.items()}
 
     def ratio(above: str, below: str) -> str:
@@ -328,7 +351,7 @@ def benchmark(args: argparse.Namespace) -> None:
     lines = [
         f"{args.model}, recipe {recipe.name}, batches of {recipe.batch_size}, {args.rounds} rounds "
         f"over {args.images:,} images, scaled to 60,000; the usual way with {args.workers} "
-        f"workers; {machine(device)}.",
+        f"workers; {machine(device)}. Memory is that of one process, without workers.",
         "",
         "| way | seconds an epoch, median (range) | images a second | peak memory (MB) |",
         "| --- | ---: | ---: | ---: |",
@@ -348,7 +371,9 @@ def benchmark(args: argparse.Namespace) -> None:
         "- evaluation and the row of the table, beyond the forward passes: "
         f"{overhead:.2f} s, {overhead / median['this repository']:.1%} of an epoch"
     )
-    lines.append(f"- start-up over importing torch and torchvision: {start_up_seconds():.1f} s")
+    lines.append(
+        f"- start-up over importing torch and torchvision: {start_up_seconds(device):.1f} s"
+    )
     if device.type == "cuda":
         lines.append(f"- peak memory on the GPU: {peaks['this repository'][1]:,.0f} MB")
     else:
@@ -359,7 +384,8 @@ def benchmark(args: argparse.Namespace) -> None:
         )
     report = "\n".join(lines) + "\n"
     print(report, end="")
-    write_atomically(RESULT, report.encode())
+    if args.images == TRAINING_IMAGES:
+        write_atomically(RESULT, report.encode())
 
 
 def main(argv: list[str] | None = None) -> int:

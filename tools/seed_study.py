@@ -18,9 +18,9 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +50,44 @@ FIELDS = ["model", "recipe", "seed", "epoch", "train_acc", "lr", "test_loss", "t
 # ------------------------------------------------------------------------------ training
 
 
-def train_one_seed(
-    model_name: str, recipe: Recipe, seed: int, work_dir: Path, records_dir: Path, holdout: int = 0
-) -> list[dict]:
-    """Train one network on one thread in `work_dir`, and leave its record in `records_dir`."""
+Job = tuple[str, Recipe, int]  # model name, recipe, seed
+
+
+def is_on_record(
+    model_name: str, recipe: Recipe, seed: int, records_dir: Path, holdout: int
+) -> bool:
+    """Whether this run is on record. UsageError if one of its name had other settings."""
+    path = records_dir / f"{model_name}-{recipe.name}-seed{seed}.json"
+    if not path.with_suffix(".csv").exists():
+        return False
+    had = json.loads(path.read_text())
+    settings = {**had["recipe"], "holdout": had["holdout"]}
+    for key, value in {**dataclasses.asdict(recipe), "holdout": holdout}.items():
+        if settings.get(key) != value:
+            raise UsageError(
+                f"{path} was made with {key} {settings.get(key)}, not {value}; "
+                "delete it and its .csv to train again"
+            )
+    return True
+
+
+def ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def train_one_seed(job: tuple[str, Recipe, int, Path, Path, int]) -> tuple[Job, list[dict]]:
+    """Train a network on one thread in a folder of its own, and leave its record in another.
+
+    `job` is a model name, a recipe, a seed, the folder to work in, that of the records, and the
+    number of images to hold out.
+    """
+    model_name, recipe, seed, work_dir, records_dir, holdout = job
     torch.set_num_threads(1)
     name = f"{model_name}-{recipe.name}-seed{seed}"
     folder = work_dir / name
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads((folder / "config.json").read_text())["recipe"] != dataclasses.asdict(recipe):
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        had = json.loads((folder / "config.json").read_text())
+        if (had["recipe"], had["holdout"]) != (dataclasses.asdict(recipe), holdout):
             shutil.rmtree(folder)  # begun under settings that have changed since
     if folder.exists() and not (folder / "config.json").exists():
         shutil.rmtree(folder)
@@ -84,11 +113,11 @@ def train_one_seed(
     del config["data_dir"]  # a path of this machine
     write_atomically(records_dir / f"{name}.json", json.dumps(config, indent=2).encode())
     write_atomically(records_dir / f"{name}.csv", text.getvalue().encode())
-    return records
+    return (model_name, recipe, seed), records
 
 
 def train_seeds(
-    jobs: Iterable[tuple[str, Recipe, int]],
+    jobs: Iterable[Job],
     records_dir: Path = RECORDS,
     work_dir: Path = ROOT / "runs" / "study",
     processes: int | None = None,
@@ -96,30 +125,24 @@ def train_seeds(
 ) -> None:
     """Train every (model name, recipe, seed) that has no record yet, one process a core."""
     todo = [
-        (model_name, recipe, seed)
-        for model_name, recipe, seed in jobs
-        if not (records_dir / f"{model_name}-{recipe.name}-seed{seed}.csv").exists()
+        (*job, work_dir, records_dir, holdout)
+        for job in jobs
+        if not is_on_record(*job, records_dir, holdout)
     ]
     if not todo:
         return
     work_dir.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
-        futures = {
-            pool.submit(train_one_seed, *job, work_dir, records_dir, holdout): job for job in todo
-        }
-        try:
-            for future in as_completed(futures):
-                model_name, recipe, seed = futures[future]
-                last = accuracies({seed: future.result()})[0, -LAST_EPOCHS:]
-                print(
-                    f"{model_name}, {recipe.name}, seed {seed}: {last[-1]:.2f} % at the last "
-                    f"epoch, {last.min():.2f} % or more in the last five",
-                    flush=True,
-                )
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    # Ctrl-C is for this process alone; leaving the block stops the others, in mid-epoch if need be.
+    with context.Pool(processes or os.cpu_count(), ignore_interrupts) as pool:
+        for job, records in pool.imap_unordered(train_one_seed, todo):
+            model_name, recipe, seed = job
+            last = accuracies({seed: records})[0, -LAST_EPOCHS:]
+            print(
+                f"{model_name}, {recipe.name}, seed {seed}: {last[-1]:.2f} % at the last "
+                f"epoch, {last.min():.2f} % or more in the last five",
+                flush=True,
+            )
 
 
 # ---------------------------------------------------------------------------- statistics
@@ -188,6 +211,8 @@ def attempts_table(records: Records, recipe_name: str, seed: int = 42) -> str:
     titles += [f"last five at {MIN_ACCURACY} %"]
     rows: list[list[object]] = []
     for model_name, model_class in MODELS.items():
+        if seed not in records.get((model_name, recipe_name), {}):
+            continue
         accuracy = accuracies({seed: records[model_name, recipe_name][seed]})
         parameters = sum(parameter.numel() for parameter in model_class().parameters())
         row = [f"[{model_name}]({model_name}.py)", f"{parameters:,}", f"{accuracy[0, -1]:.2f} %"]
@@ -214,6 +239,8 @@ def epochs_table(rows: list[dict[str, float]]) -> str:
 
 def claim(records: Records, recipe_name: str) -> str:
     """What model3 attains, as a distribution, in a sentence."""
+    if ("model3", recipe_name) not in records:
+        return f'No record of the recipe "{recipe_name}" yet.'
     accuracy = accuracies(records["model3", recipe_name])
     last, n = accuracy[:, -1], len(accuracy)
     return (
@@ -231,7 +258,8 @@ def readme_tables(records: Records) -> dict[str, str]:
     tables["benchmark"] = BENCHMARK.read_text().strip()
     tables["attempts"] = attempts_table(records, ATTEMPTS_RECIPE)
     for model_name in MODELS:
-        tables[model_name] = epochs_table(records[model_name, ATTEMPTS_RECIPE][42])
+        seeds = records.get((model_name, ATTEMPTS_RECIPE), {})
+        tables[model_name] = epochs_table(seeds[42]) if 42 in seeds else "No record yet."
     return tables
 
 
