@@ -393,7 +393,7 @@ def test_resume_takes_the_threads_that_the_run_had(stopped: Path, call: Call) ->
 
 def test_finished_run_is_not_resumed(stopped: Path, call: Call) -> None:
     code, out, err = call("--resume", stopped)
-    assert (code, err) == (0, "") and "The brief is" in out
+    assert (code, err) == (0, "") and "at the last epoch" in out
     before = content(stopped)
     assert_refused(call("--resume", stopped), f"--resume {stopped}: this run is finished")
     assert content(stopped) == before
@@ -449,7 +449,7 @@ def test_dry_run_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, out, err = call("--dry-run", "--epochs", "2", *options.split())
-    assert (code, err) == (0, "") and "The brief is not met." in out
+    assert (code, err) == (0, "") and "NO   0 of the last 5 epochs" in out
     assert content(tmp_path) == {tmp_path / "here": None}
 
 
