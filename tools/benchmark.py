@@ -75,6 +75,17 @@ TRAINING_IMAGES = 60_000
 WAYS = ("usual way", "this repository", "arithmetic alone")
 
 
+def plain_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD-Nesterov as it is usually written: one group, and torch's default kernels."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.max_lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )
+
+
 def usual_way(
     model_name: str, recipe: Recipe, device: torch.device, images: int, workers: int
 ) -> Callable[[], None]:
@@ -106,13 +117,7 @@ def usual_way(
         pin_memory=device.type == "cuda",
     )
     model = MODELS[model_name]().to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.max_lr,
-        momentum=recipe.momentum,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer = plain_optimizer(model, recipe)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.max_lr, total_steps=1_000_000)
     averaged = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
@@ -168,13 +173,7 @@ def arithmetic_alone(
 ) -> Callable[[], None]:
     """As many steps on one resident batch, written plainly."""
     model = MODELS[model_name]().to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.max_lr,
-        momentum=recipe.momentum,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer = plain_optimizer(model, recipe)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     inputs = torch.randn(recipe.batch_size, 1, 28, 28, device=device)
     labels = torch.randint(10, (recipe.batch_size,), device=device)

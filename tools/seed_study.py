@@ -43,7 +43,6 @@ RECORDS = ROOT / "results" / "runs"
 PICTURE = ROOT / "results" / "seeds.png"
 BENCHMARK = ROOT / "results" / "benchmark.md"  # made by tools.benchmark
 README = ROOT / "README.md"
-ATTEMPTS_RECIPE = DEFAULT_RECIPE  # of the README's table of the three attempts
 FIELDS = ["model", "recipe", "seed", "epoch", "train_acc", "lr", "test_loss", "test_acc", "seconds"]
 
 
@@ -256,9 +255,9 @@ def readme_tables(records: Records) -> dict[str, str]:
     """The claim and the tables of README.md by the name of their markers."""
     tables = {"claim": claim(records, DEFAULT_RECIPE), "seeds": statistics_table(records)}
     tables["benchmark"] = BENCHMARK.read_text().strip()
-    tables["attempts"] = attempts_table(records, ATTEMPTS_RECIPE)
+    tables["attempts"] = attempts_table(records, DEFAULT_RECIPE)
     for model_name in MODELS:
-        seeds = records.get((model_name, ATTEMPTS_RECIPE), {})
+        seeds = records.get((model_name, DEFAULT_RECIPE), {})
         tables[model_name] = epochs_table(seeds[42]) if 42 in seeds else "No record yet."
     return tables
 
