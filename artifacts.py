@@ -10,6 +10,7 @@ import csv
 import ctypes
 import io
 import itertools
+import json
 import os
 import platform
 import re
@@ -19,13 +20,13 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 
 try:
@@ -33,7 +34,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None
 
-MAX_PARAMETERS, MAX_EPOCHS, MIN_ACCURACY, LAST_EPOCHS = 8_000, 15, 99.4, 5  # the brief
+MAX_PARAMETERS, MAX_EPOCHS, MIN_ACCURACY, LAST_EPOCHS = 8_000, 15, 99.4, 5  # the challenge
 
 
 class UsageError(Exception):
@@ -72,7 +73,7 @@ def table_row(record: dict[str, Any], split: str) -> str:
 
 
 def verdict(model: nn.Module, records: list[dict[str, Any]], split: str) -> str:
-    """Whether the run meets the brief, line by line. The last epoch is the result."""
+    """Whether the run meets the challenge, line by line. The last epoch is the result."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     accuracies = [record[f"{split}_acc"] for record in records]
     last = accuracies[-LAST_EPOCHS:]
@@ -91,7 +92,7 @@ def verdict(model: nn.Module, records: list[dict[str, Any]], split: str) -> str:
         *(f"  {'yes' if met else 'NO':3}  {text}" for text, met in checks.items()),
     ]
     if split == "test":  # held-out images cannot tell
-        lines.append(f"The brief is {'met' if all(checks.values()) else 'not met'}.")
+        lines.append(f"The challenge is {'met' if all(checks.values()) else 'not met'}.")
     return "\n".join(lines)
 
 
@@ -168,6 +169,47 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_config(
+    folder: Path, given: dict[str, Any], models: Iterable[str], recipe_type: type
+) -> dict[str, Any]:
+    """The settings of the unfinished run in `folder`, its recipe as a `recipe_type`.
+
+    Raises UsageError when there is no such run, or when options were `given` that differ from it.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        had = {**config, **config["recipe"], "recipe": config["recipe"]["name"]}
+        config["recipe"] = recipe_type(**config["recipe"])
+        whole = [had[key] for key in ("epochs", "batch_size", "seed", "holdout", "threads")]
+        text = [had[key] for key in ("data_dir", "device")]
+        if (
+            had["model"] not in models
+            or not all(isinstance(value, int) for value in whole)
+            or not all(isinstance(value, str) for value in text)
+            or had["threads"] < 1
+        ):
+            raise ValueError
+    except OSError as error:
+        raise UsageError(f"--resume {folder}: no run to go on with ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError):
+        raise UsageError(f"--resume {folder}: its config.json is damaged") from None
+    for key in ("model", "recipe", "epochs", "batch_size", "seed", "holdout"):
+        if given[key] not in (None, had[key]):
+            option = f"--{key.replace('_', '-')}"
+            raise UsageError(f"{option} {given[key]}: the run in {folder} has {had[key]}")
+    if (folder / "weights.pt").exists():
+        raise UsageError(f"--resume {folder}: this run is finished; there is nothing to go on with")
+    return config
+
+
+def warn_of_changes(config: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say on standard error what differs from where a run began, and may change its last digits."""
+    for key in ("device", "device_name", "threads", "torch"):
+        if now[key] != config.get(key):
+            change = f"{key} was {config.get(key)} and is {now[key]} now"
+            print(f"warning: {change}; the last digits may differ", file=sys.stderr)
+
+
 def load_checkpoint(path: Path, stateful: dict[str, Any]) -> list[dict[str, Any]]:
     """Bring the parts of a run to the state that `path` holds; the records of its epochs.
 
@@ -180,6 +222,28 @@ def load_checkpoint(path: Path, stateful: dict[str, Any]) -> list[dict[str, Any]
         return [dict(record) for record in state["records"]]
     except Exception:  # a state that does not fit makes load_state_dict raise half a dozen types
         raise UsageError(f"{path} is not of this run, or damaged; begin a new run") from None
+
+
+def load_weights(
+    path: Path, models: dict[str, type[nn.Module]], name: str | None = None
+) -> tuple[str, nn.Module]:
+    """The one of the `models` that the weights in `path` fit, on the CPU, and its name.
+
+    Raises UsageError when they fit none, or not the one called `name`, or are not all finite.
+    """
+    state = read_state(path)
+    found = {key: getattr(value, "shape", None) for key, value in state.items()}
+    for candidate, model_class in models.items():
+        model = model_class()
+        if found != {key: value.shape for key, value in model.state_dict().items()}:
+            continue
+        if name not in (None, candidate):
+            raise UsageError(f"{path} holds weights of {candidate}, not of {name}")
+        if not all(value.isfinite().all() for value in state.values()):
+            raise UsageError(f"{path} holds values that are not finite; train again")
+        model.load_state_dict(state)
+        return candidate, model
+    raise UsageError(f"{path} fits none of {', '.join(models)}: it is of another network")
 
 
 def new_run_folder(out_dir: Path, name: str) -> Path:
@@ -220,17 +284,24 @@ def at_work(folder: Path) -> Iterator[None]:
             raise
 
 
-def reuse_freed_memory() -> None:
-    """Make glibc keep the memory that tensors free; does nothing where there is no glibc.
+@contextlib.contextmanager
+def reuse_freed_memory() -> Iterator[None]:
+    """Let glibc keep what tensors free until the end; does nothing where there is no glibc.
 
     By default every large activation is mapped anew, page by page, and given back, at each
     step: a fifth of the training time on a CPU. See mallopt(3) for the two parameters.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 32 << 20)  # bytes: the most that glibc takes
-        libc.mallopt(m_trim_threshold, 1 << 30)
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    libc.mallopt(m_mmap_threshold, 32 << 20)  # bytes: the most that glibc takes
+    libc.mallopt(m_trim_threshold, 1 << 30)
+    try:
+        yield
+    finally:
+        libc.malloc_trim(0)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -244,7 +315,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),  # importing it would double the start-up
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "commit": commit,
@@ -287,6 +358,77 @@ def some_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
+
+
+TRAIN_EPILOG = """examples:
+  python train.py                                  model3 with seed 42
+  python train.py --model all --seed 7             the three attempts, one after the other
+  python train.py --resume runs/model3-strong-seed42
+  python train.py --evaluate weights/model3.pt
+
+Each run has a folder of its own: config.json, metrics.csv (a row an epoch), checkpoint.pt (what
+a resume needs), weights.pt (the last epoch's) and curves.png.
+Exit codes: 0 done, 1 the run failed, 2 bad arguments or files, 130 Ctrl-C, 143 SIGTERM."""
+
+
+def train_parser(models: Iterable[str], recipes: Iterable[str], default_recipe: str) -> Parser:
+    """The command line of train.py. What was not given is None, so that a resume can tell."""
+    parser = Parser(
+        prog="train.py",
+        description="Train a network of at most 8,000 parameters on MNIST, in at most 15 epochs.",
+        epilog=TRAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    n, folder = {"metavar": "N"}, {"type": some_path, "metavar": "DIR"}
+    add = parser.add_argument
+    add("--model", choices=[*models, "all"], help="the network (default: model3)")
+    add("--recipe", choices=[*recipes], help=f"how it is trained (default: {default_recipe})")
+    add("--epochs", type=whole_number(1, 1000), help="passes over the images (default: 15)", **n)
+    add(
+        "--batch-size",
+        type=whole_number(2, 9999),
+        help="images a step (default: the recipe's)",
+        **n,
+    )
+    add("--seed", type=whole_number(0, 2**32 - 1), help="of every random draw (default: 42)", **n)
+    add(
+        "--device", choices=["auto", "cuda", "mps", "cpu"], help="default: auto, the first there is"
+    )
+    add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one a core)", **n)
+    add("--data-dir", help="holds MNIST/raw/*.gz (default: data)", **folder)
+    add("--out-dir", help="holds the run folders (default: runs)", **folder)
+    add(
+        "--holdout",
+        type=whole_number(0, 50_000),
+        help="do not train on the last N training images, and report on them, not on the test set",
+        **n,
+    )
+    add("--resume", type=some_path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
+    add(
+        "--evaluate", type=some_path, metavar="WEIGHTS", help="test a weights.pt, and train nothing"
+    )
+    add("--dry-run", action="store_true", help="one batch an epoch; leaves nothing behind")
+    add("--quiet", action="store_true", help="print the verdict only")
+    return parser
+
+
+def train_arguments(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """What `train_parser` makes of `argv`. Exits with code 2 where options exclude each other."""
+    args = parser.parse_args(argv)
+    modes = {"--resume": args.resume, "--evaluate": args.evaluate, "--dry-run": args.dry_run}
+    modes = [option for option, given in modes.items() if given]
+    if len(modes) > 1:
+        parser.error(f"{modes[0]} and {modes[1]} exclude each other")
+    if args.model == "all" and (args.resume or args.evaluate):
+        parser.error(f"--model all does not go with {modes[0]}")
+    given_for_nothing = ["out_dir"] if args.resume else []
+    if args.evaluate:
+        given_for_nothing = ["epochs", "batch_size", "seed", "holdout", "out_dir"]
+    for key in given_for_nothing:
+        if getattr(args, key) is not None:
+            parser.error(f"--{key.replace('_', '-')} does not go with {modes[0]}")
+    return args
 
 
 def exit_code(command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:

@@ -28,8 +28,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
-from artifacts import Parser, UsageError, exit_code, some_path, whole_number, write_atomically
-from train import IMAGE_SIZE, MODELS, Loader, load_weights
+from artifacts import (
+    Parser,
+    UsageError,
+    exit_code,
+    load_weights,
+    some_path,
+    whole_number,
+    write_atomically,
+)
+from train import IMAGE_SIZE, MODELS, Loader
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
@@ -227,7 +235,7 @@ def show(image: Tensor, path: Path) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict what can be read, print it, and return the exit code: 2 if anything could not."""
     name = args.model or ("model3" if args.weights is None else None)
-    _, model = load_weights(args.weights or WEIGHTS_DIR / f"{name}.pt", name)
+    _, model = load_weights(args.weights or WEIGHTS_DIR / f"{name}.pt", MODELS, name)
     images, paths, failures = [], [], 0
     for path in args.pictures:
         try:

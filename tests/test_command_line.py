@@ -24,6 +24,7 @@ import artifacts
 import train
 
 load_mnist = train.load_mnist  # the real one, which the fixtures replace
+PARSER = artifacts.train_parser(train.MODELS, train.RECIPES, train.DEFAULT_RECIPE)
 LONG = "x" * 300  # more than file systems take
 
 Call = Callable[..., tuple[int, str, str]]
@@ -125,7 +126,7 @@ def test_numbers_are_bounded(option: str, text: str, call: Call, tmp_path: Path)
 @pytest.mark.parametrize("option", BOUNDS)
 def test_bounds_themselves_are_accepted(option: str) -> None:
     for number in BOUNDS[option]:
-        args = vars(train.build_parser().parse_args([option, str(number)]))
+        args = vars(PARSER.parse_args([option, str(number)]))
         assert args[option.lstrip("-").replace("-", "_")] == number
 
 
@@ -424,7 +425,7 @@ def test_help_is_worth_reading(call: Call) -> None:
     code, out, err = call("--help")
     assert (code, err) == (0, "")
     options = set(re.findall(r"--[a-z-]+", out))
-    for action in train.build_parser()._actions:
+    for action in PARSER._actions:
         assert action.help and options.issuperset(action.option_strings[-1:])
     for default in (
         "model3",
@@ -440,7 +441,7 @@ def test_help_is_worth_reading(call: Call) -> None:
     examples = re.findall(r"^ +python train\.py(.*?)(?:   .*)?$", out, re.MULTILINE)
     assert len(examples) >= 3
     for example in examples:
-        train.build_parser().parse_args(example.split())
+        PARSER.parse_args(example.split())
 
 
 @pytest.mark.parametrize("options", ["", "--model all --holdout 100", "--quiet --out-dir there"])

@@ -1,11 +1,16 @@
 """The dataset, its augmentation and its loader, against the publication and torchvision."""
 
+import contextlib
 import dataclasses
+import functools
 import gzip
 import hashlib
+import http.server
 import math
 import re
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +52,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 def test_archives_are_the_published_ones() -> None:
+    assert list(train.MNIST_ARCHIVES.items()) == MNIST.resources
     for (name, md5), sha256 in zip(MNIST.resources, SHA256, strict=True):
         assert check_integrity(RAW / name, md5)
         assert hashlib.sha256((RAW / name).read_bytes()).hexdigest() == sha256
@@ -111,6 +117,39 @@ def test_missing_data_without_network_names_the_files(tmp_path: Path) -> None:
     message = str(error.value)
     assert "\n" not in message and str(tmp_path / "MNIST" / "raw") in message
     assert all(name in message for name in ARCHIVES)
+
+
+@contextlib.contextmanager
+def mirror(folder: Path) -> Iterator[str]:
+    """The address of a web server on this machine for the files in `folder`."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_missing_archive_is_downloaded_whole_or_not_at_all(
+    data_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path_factory.mktemp("damaged")
+    raw, name = data_dir / "MNIST" / "raw", ARCHIVES[3]
+    (damaged / name).write_bytes((RAW / name).read_bytes()[:-1])
+    (raw / name).unlink()
+    with mirror(damaged) as bad, mirror(RAW) as good:
+        monkeypatch.setattr(MNIST, "mirrors", [bad])
+        with pytest.raises(UsageError, match=f"no MNIST there \\({name} cannot be downloaded\\)"):
+            train.load_mnist(data_dir, train=False)
+        assert sorted(path.name for path in raw.iterdir()) == sorted(ARCHIVES[:3])
+        monkeypatch.setattr(MNIST, "mirrors", [bad, good])
+        assert len(train.load_mnist(data_dir, train=False)[0]) == 10_000
+    assert (raw / name).read_bytes() == (RAW / name).read_bytes()
+    assert sorted(path.name for path in raw.iterdir()) == sorted(ARCHIVES)
 
 
 def test_mean_and_deviation_are_those_of_the_training_images(mnist: dict) -> None:
@@ -266,7 +305,7 @@ def test_test_loader_is_neither_shuffled_nor_augmented_nor_cut(mnist: dict) -> N
     """Its batches, exactly, are what torchvision's usual transforms make of the test set."""
     _, loader = train.build_loaders(CLASSIC, 42, torch.device("cpu"))
     images, labels = zip(*loader)
-    assert [len(part) for part in labels] == [1024] * 9 + [784] and len(loader) == 10
+    assert [len(part) for part in labels] == [250] * 40 and len(loader) == 40
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )

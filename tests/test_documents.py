@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 import train
+from artifacts import train_parser
 from tools.seed_study import (
     accuracies,
     interval,
@@ -35,9 +36,10 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 def test_readme_commands_are_accepted() -> None:
     commands = re.findall(r"python train\.py ?([^\n`#]*)", README)
     assert len(commands) >= 5
+    parser = train_parser(train.MODELS, train.RECIPES, train.DEFAULT_RECIPE)
     for command in commands:
         if command != "--help":
-            train.build_parser().parse_args(command.split())
+            parser.parse_args(command.split())
 
 
 def test_readme_names_files_that_exist() -> None:
@@ -66,7 +68,7 @@ def test_docstring_quotes_results_that_are_on_record(name: str) -> None:
 @pytest.mark.parametrize("name", train.MODELS)
 def test_weights_have_the_accuracy_on_record(name: str, mnist: dict) -> None:
     """On all 10,000 test images: that of the last epoch of seed 42 under the default recipe."""
-    _, model = train.load_weights(ROOT / "weights" / f"{name}.pt", name)
+    _, model = train.load_weights(ROOT / "weights" / f"{name}.pt", train.MODELS, name)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.02)
     loader = train.Loader(*mnist["test"], train.TEST_BATCH_SIZE)
     loss, accuracy = train.evaluate(model, loader, criterion)

@@ -16,7 +16,6 @@ from PIL import Image, ImageFilter
 
 import predict
 from artifacts import UsageError
-from train import load_weights
 
 Random = np.random.Generator
 PER_KIND = 12
@@ -190,7 +189,7 @@ def test_plain_exports(mnist: Digits) -> None:
         seen.append(predict.to_mnist(Image.open(exported)))
     seen = torch.stack(seen)
     assert (seen.float() - images.float()).abs().mean() < 1  # of 255: almost unchanged
-    _, model = load_weights(predict.WEIGHTS_DIR / "model3.pt", "model3")
+    _, model = predict.load_weights(predict.WEIGHTS_DIR / "model3.pt", predict.MODELS, "model3")
     guesses = predict.predict(model, seen).argmax(dim=1)
     assert (guesses == labels).float().mean() >= 0.99
 

@@ -3,6 +3,7 @@
 import copy
 import csv
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def test_shortest_schedules_end_low(steps: int) -> None:
         optimizer.step()
         scheduler.step()
     assert rates[-1] == pytest.approx(0.3 / 10 / 100) and max(rates) <= 0.3
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 5, 15, 20, 45])
+def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
+    recipe = dataclasses.replace(train.RECIPES["strong"], epochs=epochs)
+    optimizer, scheduler = train.build_optimizer(train.Model_3(), recipe, 100)
+    falls = []
+    for _ in range(epochs):
+        rates = []
+        for _ in range(100):
+            rates.extend(scheduler.get_last_lr()[:1])
+            optimizer.step()
+            scheduler.step()
+        falls.append(all(left > right for left, right in itertools.pairwise(rates)))
+    averages = [recipe.averages(epoch) for epoch in range(1, epochs + 1)]
+    assert averages == falls and any(averages)
+    assert not any(CLASSIC.averages(epoch) for epoch in range(1, 16))
 
 
 def test_strong_decays_filters_and_matrices_only() -> None:

@@ -68,8 +68,9 @@ def table(records: Records) -> str:
         losses = np.array([[row["val_loss"] for row in rows[-3:]] for rows in seeds.values()])
         loss, root = losses.mean(axis=1), np.sqrt(len(seeds))
         row = [ingredient, len(seeds), f"{accuracy.mean():.3f} %"]
-        row += [f"{accuracy.std(ddof=1) / root:.3f}", f"{loss.mean():.4f}"]
-        rows.append([*row, f"{loss.std(ddof=1) / root:.4f}"])
+        row += [f"{accuracy.std(ddof=1) / root:.3f}" if len(seeds) > 1 else "-"]
+        row += [f"{loss.mean():.4f}"]
+        rows.append([*row, f"{loss.std(ddof=1) / root:.4f}" if len(seeds) > 1 else "-"])
     return markdown_table(titles, rows)
 
 

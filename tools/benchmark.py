@@ -237,17 +237,19 @@ def wait_for_turns(turns: Connection, way: str, threads: int, args: argparse.Nam
     """Train an epoch in `way` at each turn and send its seconds; at the end, the peak memory."""
     torch.set_num_threads(threads)
     device, recipe = select_device(args.device), RECIPES[args.recipe]
+    keep = contextlib.nullcontext()
     if way == "usual way":
         epoch = usual_way(args.model, recipe, device, args.images, args.workers)
     elif way == "arithmetic alone":
         epoch = arithmetic_alone(args.model, recipe, device, args.images)
     else:
-        reuse_freed_memory()
+        keep = reuse_freed_memory()
         epoch = this_way(args.model, recipe, device, args.images)
-    timed(epoch, device)  # warms up
-    turns.send(None)
-    while turns.recv():
-        turns.send(timed(epoch, device) * TRAINING_IMAGES / args.images)
+    with keep:
+        timed(epoch, device)  # warms up
+        turns.send(None)
+        while turns.recv():
+            turns.send(timed(epoch, device) * TRAINING_IMAGES / args.images)
     gpu_mb = torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else None
     turns.send((peak_mb(), gpu_mb))
 
@@ -292,8 +294,8 @@ def whole_run(model_name: str, recipe: Recipe, epochs: int) -> tuple[float, floa
     return time.perf_counter() - begin, peak
 
 
-def start_up_seconds(device: torch.device) -> float:
-    """From process start to the end of a run of one step, beyond importing the two libraries."""
+def start_up_seconds(device: torch.device) -> tuple[float, float]:
+    """From process start to the end of a run of one step; and importing the two libraries."""
 
     def measure(*command: str) -> float:
         start = time.perf_counter()
@@ -303,7 +305,7 @@ def start_up_seconds(device: torch.device) -> float:
 
     imports = min(measure("-c", "import torch, torchvision") for _ in range(3))
     one_step = ("--dry-run", "--epochs", "1", "--quiet", "--device", device.type)
-    return min(measure(str(ROOT / "train.py"), *one_step) for _ in range(3)) - imports
+    return min(measure(str(ROOT / "train.py"), *one_step) for _ in range(3)), imports
 
 
 def machine(device: torch.device) -> str:
@@ -370,8 +372,10 @@ def benchmark(args: argparse.Namespace) -> None:
         "- evaluation and the row of the table, beyond the forward passes: "
         f"{overhead:.2f} s, {overhead / median['this repository']:.1%} of an epoch"
     )
+    start_up, imports = start_up_seconds(device)
     lines.append(
-        f"- start-up over importing torch and torchvision: {start_up_seconds(device):.1f} s"
+        f"- start-up: {start_up:.1f} s from the command to the end of a run of one step; "
+        f"importing torch and torchvision alone takes {imports:.1f} s"
     )
     if device.type == "cuda":
         lines.append(f"- peak memory on the GPU: {peaks['this repository'][1]:,.0f} MB")

@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from artifacts import Parser, UsageError, exit_code, write_atomically
+from artifacts import Parser, UsageError, exit_code, load_weights, write_atomically
 from tools.receptive_field import chain, computed_fields
-from train import DATA_DIR, IMAGE_SIZE, STD, TEST_BATCH_SIZE, Loader, load_mnist, load_weights
+from train import DATA_DIR, IMAGE_SIZE, MODELS, STD, TEST_BATCH_SIZE, Loader, load_mnist
 
 WIDTH, DPI = 7.5, 120  # inches, dots per inch: 900 pixels, the width of a README
 MOST_MISTAKES = 500  # drawn at most: an untrained network makes 9,000
@@ -219,7 +219,7 @@ def report(args: argparse.Namespace) -> None:
     weights = args.path / "weights.pt" if args.path.is_dir() else args.path
     if not weights.is_file():
         raise UsageError(f"{weights} is not there; name a run that is finished, or a weights file")
-    name, model = load_weights(weights)
+    name, model = load_weights(weights, MODELS)
     out = args.out or weights.parent
     try:
         out.mkdir(parents=True, exist_ok=True)
