@@ -10,6 +10,7 @@ from torch import nn
 
 import train
 from artifacts import train_parser
+from tools import ablation
 from tools.seed_study import (
     accuracies,
     interval,
@@ -25,7 +26,10 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_readme_tables_are_those_of_the_records() -> None:
-    assert with_tables(README, readme_tables(read_records())) == README
+    tables = readme_tables(read_records()) | {
+        "ablation": ablation.table(read_records(ablation.ABLATION))
+    }
+    assert with_tables(README, tables) == README
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -52,13 +56,14 @@ def test_readme_names_files_that_exist() -> None:
 
 @pytest.mark.parametrize("name", train.MODELS)
 def test_docstring_quotes_results_that_are_on_record(name: str) -> None:
-    """Figures of two decimals: a run's last, best, mean of last three, or last in training."""
+    """Figures of two decimals: the mean of all seeds, or what one of them attains or trains to."""
     docstring = importlib.import_module(name).__doc__
     on_record = set()
     for (model_name, _), seeds in read_records().items():
         if model_name == name:
             accuracy = accuracies(seeds)
             values = [accuracy[:, -1], accuracy.max(axis=1), accuracy[:, -3:].mean(axis=1)]
+            values.append(accuracy[:, -1:].mean(axis=0))
             values.append(np.array([rows[-1]["train_acc"] for rows in seeds.values()]))
             on_record |= {f"{value:.2f} %" for value in np.concatenate(values)}
     quoted = re.findall(r"\d\d\.\d\d %", docstring)

@@ -98,17 +98,29 @@ def test_a_run_begun_under_other_settings_begins_anew(small_mnist: dict, tmp_pat
 
 
 def test_ablation_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three seeds whose last three epochs have means 99.3, 99.4 and 99.5: s.e. 0.1 / sqrt(3)."""
+    """Three seeds whose last three epochs have means 99.3, 99.4 and 99.5: s.e. 0.1 / sqrt(3).
+
+    The lowest of their last five are 98.0, 99.0 and 99.4.
+    """
     monkeypatch.setattr(ablation, "VARIANTS", {"nothing": train.RECIPES["strong"]})
     seeds = {
         seed: [
             {"val_acc": accuracy, "val_loss": loss}
-            for accuracy, loss in ((90.0, 9.0), (mean - 0.1, 0.1), (mean, 0.2), (mean + 0.1, 0.3))
+            for accuracy, loss in (
+                (90.0, 9.0),
+                (98.0 + seed, 9.0),
+                (99.9, 9.0),
+                (mean - 0.1, 0.1),
+                (mean, 0.2),
+                (mean + 0.1, 0.3),
+            )
         ]
         for seed, mean in enumerate((99.3, 99.4, 99.5))
     }
     row = ablation.table({("model3", "strong"): seeds}).splitlines()[-1]
-    assert row == "| nothing | 3 | 99.400 % | 0.058 | 0.2000 | 0.0000 |"
+    assert row == "| nothing | 3 | 99.400 % | 0.058 | 98.800 % | 0.416 | 0.2000 | 0.0000 |"
+    alone = ablation.table({("model3", "strong"): {0: seeds[0]}}).splitlines()[-1]
+    assert alone == "| nothing | 1 | 99.300 % | - | 98.000 % | - | 0.2000 | - |"
 
 
 def test_each_variant_lacks_what_it_says() -> None:

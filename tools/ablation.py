@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from artifacts import Parser, exit_code, whole_number, write_atomically
+from artifacts import LAST_EPOCHS, Parser, exit_code, whole_number, write_atomically
 from tools.seed_study import (
     README,
     ROOT,
@@ -58,19 +58,24 @@ VARIANTS = {  # what is taken out, in words
 }
 
 
+def mean_and_error(values: np.ndarray, spec: str, unit: str = "") -> list[str]:
+    """The mean of `values` and its standard error, as two cells of a table."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+    return [f"{values.mean():{spec}}{unit}", "-" if error is None else f"{error:{spec}}"]
+
+
 def table(records: Records) -> str:
     """A row a variant: held-out accuracy and loss, means of the last three epochs."""
-    titles = ["taken out of strong", "seeds", "held-out accuracy", "± (s.e.)", "loss", "± (s.e.)"]
+    titles = ["taken out of strong", "seeds", "held-out accuracy", "± (s.e.)"]
+    titles += ["lowest of the last five", "± (s.e.)", "loss", "± (s.e.)"]
     rows: list[list[object]] = []
     for ingredient, recipe in VARIANTS.items():
         seeds = records[MODEL, recipe.name]
-        accuracy = accuracies(seeds)[:, -3:].mean(axis=1)
+        accuracy = accuracies(seeds)
         losses = np.array([[row["val_loss"] for row in rows[-3:]] for rows in seeds.values()])
-        loss, root = losses.mean(axis=1), np.sqrt(len(seeds))
-        row = [ingredient, len(seeds), f"{accuracy.mean():.3f} %"]
-        row += [f"{accuracy.std(ddof=1) / root:.3f}" if len(seeds) > 1 else "-"]
-        row += [f"{loss.mean():.4f}"]
-        rows.append([*row, f"{loss.std(ddof=1) / root:.4f}" if len(seeds) > 1 else "-"])
+        row = [ingredient, len(seeds), *mean_and_error(accuracy[:, -3:].mean(axis=1), ".3f", " %")]
+        row += mean_and_error(accuracy[:, -LAST_EPOCHS:].min(axis=1), ".3f", " %")
+        rows.append([*row, *mean_and_error(losses.mean(axis=1), ".4f")])
     return markdown_table(titles, rows)
 
 
