@@ -12,6 +12,7 @@ import train
 from artifacts import train_parser
 from tools import ablation
 from tools.seed_study import (
+    STATISTICS,
     accuracies,
     interval,
     markdown_table,
@@ -30,6 +31,7 @@ def test_readme_tables_are_those_of_the_records() -> None:
         "ablation": ablation.table(read_records(ablation.ABLATION))
     }
     assert with_tables(README, tables) == README
+    assert STATISTICS.read_text() == statistics_table(read_records()) + "\n"
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

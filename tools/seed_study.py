@@ -5,7 +5,7 @@
 
 A finished seed is never trained again; a half-finished one goes on where it stopped. Each run
 leaves results/runs/NAME.csv, a row an epoch, and NAME.json, its settings and where it ran. The
-table in README.md and results/seeds.png are made from all the records that are there.
+tables in README.md and results/seeds.md, and results/seeds.png, are made from all the records.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from train import DEFAULT_RECIPE, MODELS, RECIPES, Recipe, run
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "results" / "runs"
 PICTURE = ROOT / "results" / "seeds.png"
+STATISTICS = ROOT / "results" / "seeds.md"
 BENCHMARK = ROOT / "results" / "benchmark.md"  # made by tools.benchmark
 README = ROOT / "README.md"
 FIELDS = ["model", "recipe", "seed", "epoch", "train_acc", "lr", "test_loss", "test_acc", "seconds"]
@@ -321,6 +322,7 @@ def study(args: argparse.Namespace) -> None:
     records = read_records()
     print(statistics_table(records))
     write_atomically(README, with_tables(README.read_text(), readme_tables(records)).encode())
+    write_atomically(STATISTICS, f"{statistics_table(records)}\n".encode())
     write_atomically(PICTURE, plot_seeds(records))
 
 
