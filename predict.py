@@ -28,16 +28,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
-from artifacts import (
-    Parser,
-    UsageError,
-    exit_code,
-    load_weights,
-    some_path,
-    whole_number,
-    write_atomically,
-)
-from train import IMAGE_SIZE, MODELS, Loader
+from command_line import Parser, UsageError, exit_code, some_path, whole_number
+from mnist import IMAGE_SIZE, Loader
+from run_folder import MODELS, load_weights, write_atomically
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
@@ -235,7 +228,7 @@ def show(image: Tensor, path: Path) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict what can be read, print it, and return the exit code: 2 if anything could not."""
     name = args.model or ("model3" if args.weights is None else None)
-    _, model = load_weights(args.weights or WEIGHTS_DIR / f"{name}.pt", MODELS, name)
+    _, model = load_weights(args.weights or WEIGHTS_DIR / f"{name}.pt", name)
     images, paths, failures = [], [], 0
     for path in args.pictures:
         try:
@@ -260,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = Parser(prog="predict.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("predict.py", __doc__)
     add = parser.add_argument
     add("pictures", nargs="+", type=some_path, metavar="PICTURE", help="one digit on each")
     add("--model", choices=[*MODELS], help="the network (default: model3)")
@@ -268,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--top", type=whole_number(1, 10), default=2, metavar="N", help="guesses (default: 2)")
     add("--json", action="store_true", help="print JSON in place of the table")
     add("--show", action="store_true", help="write what the network saw to PICTURE-seen.png")
-    return exit_code(run, parser.parse_args(argv))
+    return exit_code("predict.py", run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 
 import train
+from mnist import DATA_DIR, load_mnist
 
 Digits = dict[str, tuple[Tensor, Tensor]]  # "train" and "test" to images and labels
 
@@ -22,7 +23,7 @@ def no_network() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def mnist() -> Digits:
     """The 60,000 training and the 10,000 test images with their labels."""
-    return {part: train.load_mnist(train.DATA_DIR, part == "train") for part in ("train", "test")}
+    return {part: load_mnist(DATA_DIR, part == "train") for part in ("train", "test")}
 
 
 @pytest.fixture

@@ -20,11 +20,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import artifacts
+import command_line
+import run_folder
 import train
+from mnist import load_mnist
+from run_folder import MODELS
 
-load_mnist = train.load_mnist  # the real one, which the fixtures replace
-PARSER = artifacts.train_parser(train.MODELS, train.RECIPES, train.DEFAULT_RECIPE)
+PARSER = command_line.train_parser("", [*MODELS], [*train.RECIPES], train.DATA_DIR)
 LONG = "x" * 300  # more than file systems take
 
 Call = Callable[..., tuple[int, str, str]]
@@ -44,7 +46,9 @@ def call(
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(train, "plot_curves", lambda *args: b"")  # it takes longer than the rest
+    monkeypatch.setattr(
+        run_folder, "plot_curves", lambda *args: b""
+    )  # it takes longer than the rest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
@@ -80,7 +84,7 @@ def stopped(call: Call, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         stop_in_epoch(2, patch)
         assert call("--epochs", "3", "--holdout", "100", "--quiet")[0] == 130
-    return Path(f"runs/model3-{train.DEFAULT_RECIPE}-seed42").resolve()
+    return Path("runs/model3-strong-seed42").resolve()
 
 
 def content(folder: Path) -> dict[Path, bytes | None]:
@@ -232,7 +236,7 @@ def saved(value: object, **options: object) -> bytes:
 
 def weights(change: Callable[[Tensor], Tensor] = lambda bias: bias) -> dict[str, Tensor]:
     """The state of a new model3, with the first weights changed."""
-    state = train.MODELS["model3"]().state_dict()
+    state = MODELS["model3"]().state_dict()
     first = next(iter(state))
     return state | {first: change(state[first])}
 
@@ -252,7 +256,7 @@ DAMAGED = {
     "a number": lambda: saved(1),
     "a tensor": lambda: saved(torch.zeros(10)),
     "a list": lambda: saved([*weights().values()]),
-    "a whole module": lambda: saved(train.MODELS["model3"]()),
+    "a whole module": lambda: saved(MODELS["model3"]()),
     "no tensors": lambda: saved(dict.fromkeys(weights(), 1.0)),
     "nothing in it": lambda: saved({}),
     "another network": lambda: saved(nn.Linear(784, 10).state_dict()),
@@ -270,10 +274,10 @@ def test_weights_that_are_no_weights(damage: str, call: Call) -> None:
     assert_refused(call("--evaluate", "weights.pt"), "--evaluate weights.pt")
 
 
-@pytest.mark.parametrize("name", train.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_weights_tell_of_which_model_they_are(name: str, call: Call) -> None:
-    Path("weights.pt").write_bytes(saved(train.MODELS[name]().state_dict()))
-    for other in train.MODELS:
+    Path("weights.pt").write_bytes(saved(MODELS[name]().state_dict()))
+    for other in MODELS:
         outcome = call("--evaluate", "weights.pt", "--model", other)
         if other == name:
             assert outcome[0] == 0 and outcome[1].startswith(f"{name}: test loss")
@@ -321,7 +325,7 @@ def test_code_in_weights_is_not_run(form: str, call: Call) -> None:
     [
         ("--model", "model1", "model3"),
         ("--epochs", "4", "3"),
-        ("--batch-size", "64", str(train.RECIPES[train.DEFAULT_RECIPE].batch_size)),
+        ("--batch-size", "64", str(train.RECIPES["strong"].batch_size)),
         ("--seed", "7", "42"),
         ("--holdout", "0", "100"),
     ],
@@ -341,8 +345,8 @@ def test_resume_with_another_recipe(stopped: Path, call: Call) -> None:
     config = json.loads((stopped / "config.json").read_text())
     config["recipe"]["name"] = "former"
     (stopped / "config.json").write_text(json.dumps(config))
-    outcome = call("--resume", stopped, "--recipe", train.DEFAULT_RECIPE)
-    assert_refused(outcome, f"--recipe {train.DEFAULT_RECIPE}")
+    outcome = call("--resume", stopped, "--recipe", "strong")
+    assert_refused(outcome, "--recipe strong")
     assert outcome[2].endswith(" has former\n")
 
 
@@ -354,9 +358,8 @@ def test_resume_with_another_recipe(stopped: Path, call: Call) -> None:
         lambda text: "[]",
         lambda text: "\udcff",
         *(lambda text, key=key: text.replace(f'"{key}"', '"other"') for key in ("model", "seed")),
-        lambda text: text.replace('"max_lr"', '"maximum"'),
     ],
-    ids=["empty", "truncated", "list", "bytes", "no model", "no seed", "no such setting"],
+    ids=["empty", "truncated", "list", "bytes", "no model", "no seed"],
 )
 def test_resume_with_a_damaged_config(
     damage: Callable[[str], str], stopped: Path, call: Call
@@ -366,8 +369,19 @@ def test_resume_with_a_damaged_config(
     assert_refused(call("--resume", stopped), f"--resume {stopped}: its config.json is damaged")
 
 
+@pytest.mark.parametrize(("old", "new"), [("max_lr", "maximum"), ("model3", "model9")])
+def test_resume_of_a_run_of_another_version(old: str, new: str, stopped: Path, call: Call) -> None:
+    """Nothing of it is damaged: the line must not say so."""
+    config = stopped / "config.json"
+    config.write_text(config.read_text().replace(f'"{old}"', f'"{new}"'))
+    before = content(stopped)
+    assert_refused(call("--resume", stopped), f"--resume {stopped}: a run of another version")
+    assert content(stopped) == before
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("torch", "1.0"), ("threads", 99_999), ("device_name", "another")]
+    ("key", "value"),
+    [("code", "0123456789ab"), ("torch", "1.0"), ("threads", 99_999), ("device_name", "another")],
 )
 def test_resume_on_another_machine_warns(
     key: str, value: object, stopped: Path, call: Call
@@ -407,7 +421,7 @@ def test_resume_finds_the_data_that_the_run_had(
 
     def load(data_dir: Path, train: bool) -> tuple[Tensor, Tensor]:
         used.append(Path(data_dir))
-        raise artifacts.UsageError("seen enough")
+        raise command_line.UsageError("seen enough")
 
     monkeypatch.setattr(train, "load_mnist", load)
     call("--data-dir", "elsewhere")
@@ -429,8 +443,7 @@ def test_help_is_worth_reading(call: Call) -> None:
         assert action.help and options.issuperset(action.option_strings[-1:])
     for default in (
         "model3",
-        train.DEFAULT_RECIPE,
-        "15",
+        "strong",
         "the recipe's",
         "42",
         "auto",

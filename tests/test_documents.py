@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from artifacts import train_parser
 from torch import nn
 
 import train
-from artifacts import train_parser
 from tools import ablation
 from tools.seed_study import (
     STATISTICS,

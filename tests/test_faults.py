@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import artifacts
+import mnist
+import run_folder as folders
 import train
 
 ROOT = Path(train.__file__).parent
@@ -34,7 +35,7 @@ def train_two_epochs(out_dir: Path, *options: str) -> int:
 
 
 def run_folder(out_dir: Path) -> Path:
-    return out_dir / f"model3-{train.DEFAULT_RECIPE}-seed42"
+    return out_dir / "model3-strong-seed42"
 
 
 def assert_failed(code: int, captured: tuple[str, str], *named: str) -> None:
@@ -91,7 +92,7 @@ def test_full_disk_costs_no_more_than_what_was_being_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(train, "plot_curves", lambda *args: b"a picture")
+    monkeypatch.setattr(folders, "plot_curves", lambda *args: b"a picture")
     shorter = ("--batch-size", "9999", "--holdout", "400")  # a single batch an epoch
     assert train_two_epochs(tmp_path / "undisturbed", *shorter) == 0
     undisturbed = run_folder(tmp_path / "undisturbed")
@@ -105,7 +106,7 @@ def test_full_disk_costs_no_more_than_what_was_being_written(
         before = WRITES[: number - 1]
         assert {path.name for path in folder.iterdir()} == set(before)
         if "checkpoint.pt" in before:
-            records = artifacts.read_state(folder / "checkpoint.pt")["records"]
+            records = folders.read_state(folder / "checkpoint.pt")["records"]
             assert len(records) == before.count("checkpoint.pt")
         if "config.json" in before:
             assert train.main(["--resume", str(folder), "--quiet"]) == 0
@@ -144,7 +145,7 @@ def test_disk_that_runs_full_for_real(
     monkeypatch.setattr(train, "evaluate", evaluate)
     code = train_two_epochs(small_disk)
     assert_failed(code, capsys.readouterr(), str(folder), "No space left on device")
-    assert len(artifacts.read_state(folder / "checkpoint.pt")["records"]) == 1
+    assert len(folders.read_state(folder / "checkpoint.pt")["records"]) == 1
     assert {path.name for path in folder.iterdir()} == {"config.json", *EPOCH}
     filler.unlink()
     monkeypatch.setattr(train, "evaluate", lambda *args: (0.1, 99.0))
@@ -161,18 +162,16 @@ def test_loss_that_is_not_finite(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    augment, calls = train.augment, itertools.count(1)
-    batches = math.ceil(
-        len(small_mnist["train"][0]) / train.RECIPES[train.DEFAULT_RECIPE].batch_size
-    )
+    augment, calls = mnist.augment, itertools.count(1)
+    batches = math.ceil(len(small_mnist["train"][0]) / train.RECIPES["strong"].batch_size)
 
     def spoilt(*args: object) -> torch.Tensor:
         return augment(*args) * (math.nan if next(calls) == batches + 3 else 1)
 
-    monkeypatch.setattr(train, "augment", spoilt)
+    monkeypatch.setattr(mnist, "augment", spoilt)
     code = train_two_epochs(tmp_path)
     assert_failed(code, capsys.readouterr(), "not finite", f"epoch 2, batch 3 of {batches}", "try ")
-    state = artifacts.read_state(run_folder(tmp_path) / "checkpoint.pt")
+    state = folders.read_state(run_folder(tmp_path) / "checkpoint.pt")
     assert len(state["records"]) == 1
     assert all(value.isfinite().all() for value in state["model"].values())
 
@@ -186,8 +185,8 @@ def test_learning_rate_that_is_absurd(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # In an epoch of a single batch, only the test loss can tell what the step has done.
-    classic = replace(train.RECIPES[train.DEFAULT_RECIPE], max_lr=1e38)
-    monkeypatch.setitem(train.RECIPES, train.DEFAULT_RECIPE, classic)
+    classic = replace(train.RECIPES["strong"], max_lr=1e38)
+    monkeypatch.setitem(train.RECIPES, "strong", classic)
     code = train.main(["--batch-size", batch_size, "--quiet", "--out-dir", str(tmp_path)])
     assert_failed(code, capsys.readouterr(), "not finite", "epoch 1", "try ")
     assert [path.name for path in run_folder(tmp_path).iterdir()] == ["config.json"]
@@ -314,7 +313,7 @@ def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
 
 def test_folders_made_at_the_same_moment_differ(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
-        folders = list(pool.map(lambda _: artifacts.new_run_folder(tmp_path, "run"), range(64)))
+        folders = list(pool.map(lambda _: folders.new_run_folder(tmp_path, "run", {}), range(64)))
     assert len(set(folders)) == 64
 
 

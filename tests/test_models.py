@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train import MODELS
+from run_folder import MODELS
 
 
 def conv(inputs: int, outputs: int, padding: int = 0, bias: bool = False) -> list[nn.Module]:

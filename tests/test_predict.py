@@ -15,7 +15,7 @@ from conftest import Digits
 from PIL import Image, ImageFilter
 
 import predict
-from artifacts import UsageError
+from command_line import UsageError
 
 Random = np.random.Generator
 PER_KIND = 12
@@ -189,7 +189,7 @@ def test_plain_exports(mnist: Digits) -> None:
         seen.append(predict.to_mnist(Image.open(exported)))
     seen = torch.stack(seen)
     assert (seen.float() - images.float()).abs().mean() < 1  # of 255: almost unchanged
-    _, model = predict.load_weights(predict.WEIGHTS_DIR / "model3.pt", predict.MODELS, "model3")
+    _, model = predict.load_weights(predict.WEIGHTS_DIR / "model3.pt", "model3")
     guesses = predict.predict(model, seen).argmax(dim=1)
     assert (guesses == labels).float().mean() >= 0.99
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import train
+from run_folder import MODELS
 from tools import receptive_field
 
 BY_HAND = {  # receptive field and jump of each row below the input, worked out on paper
@@ -47,18 +47,18 @@ def test_stale_rf_md_is_noticed(tmp_path, monkeypatch, capsys) -> None:
     assert "RF.md is stale" in captured.err
 
 
-@pytest.mark.parametrize("name", train.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_fields_are_those_worked_out_by_hand(name: str) -> None:
     fields, jumps = BY_HAND[name]
     assert [int(row[3]) for row in rows_of(name)] == fields
     assert [int(row[4]) for row in rows_of(name)] == jumps
 
 
-@pytest.mark.parametrize("name", train.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_layer_is_measured_as_computed(name: str) -> None:
     """Those without a row included: they must be pointwise, or the table leaves something out."""
     torch.manual_seed(0)
-    layers = receptive_field.chain(train.MODELS[name]())
+    layers = receptive_field.chain(MODELS[name]())
     measured = receptive_field.measured_fields(layers)
     assert measured == [(field, field) for field, _ in receptive_field.computed_fields(layers)]
     assert measured[-1] == {"model1": (32, 32), "model2": (40, 40), "model3": (42, 42)}[name]
@@ -78,17 +78,17 @@ def test_measurement_knows_nothing_of_kernels(layer: nn.Module, extent: tuple[in
     assert receptive_field.measured_fields([layer]) == [extent]
 
 
-@pytest.mark.parametrize("name", train.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_chain_of_layers_is_the_model(name: str) -> None:
-    model = train.MODELS[name]()
+    model = MODELS[name]()
     layers = receptive_field.chain(model)
     images = torch.randn(2, 1, 28, 28)
     assert torch.equal(nn.Sequential(*layers)(images), model(images))
 
 
-@pytest.mark.parametrize("name", train.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_comments_beside_the_layers_are_true(name: str) -> None:
-    source = inspect.getsource(train.MODELS[name])
+    source = inspect.getsource(MODELS[name])
     comments = re.findall(r"# ([0-9x ]+), RF ([0-9]+)", source)
     assert comments == [(row[2], row[3]) for row in rows_of(name) if "x" in row[2]]
     assert f"receptive field {rows_of(name)[-1][3]} px" in source
@@ -96,7 +96,7 @@ def test_comments_beside_the_layers_are_true(name: str) -> None:
 
 def test_model_3_does_not_see_the_last_two_rows_and_columns() -> None:
     """7 x 7 is halved to 3 x 3: its last row is read by nothing, and so are pixels 26 and 27."""
-    model, images = train.MODELS["model3"]().eval(), torch.randn(8, 1, 28, 28)
+    model, images = MODELS["model3"]().eval(), torch.randn(8, 1, 28, 28)
     blind = images.clone()
     blind[:, :, 26:], blind[:, :, :, 26:] = 9, 9
     assert torch.equal(model(blind), model(images))

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import train
-from artifacts import state_bytes
+from mnist import DATA_DIR, Loader, load_mnist
+from run_folder import MODELS, write_state
 from tools import report
 
 PICTURES = ("confusion", "mistakes", "accuracy", "features", "receptive-field")
@@ -18,16 +19,16 @@ PICTURES = ("confusion", "mistakes", "accuracy", "features", "receptive-field")
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return train.MODELS["model3"]().eval()
+    return MODELS["model3"]().eval()
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run, as far as the report can tell, and 600 test images, to be quick."""
     monkeypatch.setattr(report, "MOST_MISTAKES", 20)
-    few = tuple(part[:600] for part in train.load_mnist(train.DATA_DIR, train=False))
+    few = tuple(part[:600] for part in load_mnist(DATA_DIR, train=False))
     monkeypatch.setattr(report, "load_mnist", lambda data_dir, train: few)
-    (tmp_path / "weights.pt").write_bytes(state_bytes(model.state_dict()))
+    write_state(tmp_path / "weights.pt", model.state_dict())
     return tmp_path
 
 
@@ -43,8 +44,8 @@ def guesses() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_predictions_score_as_the_trainer_says(model: nn.Module) -> None:
-    images, labels = (part[:1500] for part in train.load_mnist(train.DATA_DIR, train=False))
-    loader = train.Loader(images, labels, train.TEST_BATCH_SIZE)
+    images, labels = (part[:1500] for part in load_mnist(DATA_DIR, train=False))
+    loader = Loader(images, labels, train.TEST_BATCH_SIZE)
     probabilities = report.predict(model, loader)
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(1500))
     matrix = report.confusion_matrix(labels, probabilities.argmax(dim=1))
@@ -84,16 +85,6 @@ def test_too_many_mistakes_are_cut_and_counted(guesses, monkeypatch) -> None:
     assert "the 2 surest of 4 mistakes" in axes.get_title()
 
 
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)],
-)
-def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
-    """Newcombe (1998), Two-sided confidence intervals for the single proportion, table I."""
-    bounds = report.wilson_interval(np.array(successes), np.array(trials))
-    assert bounds == pytest.approx((low, high), abs=5e-5)
-
-
 def test_feature_maps_are_those_of_the_network(model: nn.Module) -> None:
     image = torch.randn(1, 28, 28)
     maps = report.feature_maps(model, image)
@@ -117,7 +108,7 @@ def test_feature_maps_are_those_of_the_network(model: nn.Module) -> None:
 def test_gradients_of_a_linear_network_are_its_weights() -> None:
     linear = nn.Linear(784, 10)
     images = torch.randint(256, (7, 1, 28, 28), dtype=torch.uint8)
-    loader = train.Loader(images, torch.zeros(7, dtype=torch.long), 3)
+    loader = Loader(images, torch.zeros(7, dtype=torch.long), 3)
     gradients = report.logit_gradients(nn.Sequential(nn.Flatten(), linear), loader)
     # An input is (pixel - mean) / 0.3081.
     assert torch.allclose(gradients, linear.weight.view(10, 28, 28).abs() / 0.3081)
@@ -126,7 +117,7 @@ def test_gradients_of_a_linear_network_are_its_weights() -> None:
 def test_pixels_without_gradient_are_left_white(model: nn.Module) -> None:
     """Model_3 halves 7 x 7 to 3 x 3, and reads nothing of the last two rows and columns."""
     images = torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8)
-    loader = train.Loader(images, torch.zeros(20, dtype=torch.long), 20)
+    loader = Loader(images, torch.zeros(20, dtype=torch.long), 20)
     axes = report.plot_receptive_field(model, loader, "model3").subfigs[0].axes[0]
     expected = np.ones((28, 28), dtype=bool)
     expected[:26, :26] = False

@@ -12,16 +12,20 @@ import torch
 from PIL import Image
 from torch import nn
 
+import run_folder
 import train
-from artifacts import table_header, table_row, verdict
+from mnist import Loader
+from model1 import Model_1
+from model3 import Model_3
+from run_folder import load_weights, table_header, table_row, verdict
 
 CLASSIC = train.RECIPES["classic"]
 ONE_EPOCH, TWO_EPOCHS = (dataclasses.replace(CLASSIC, epochs=epochs) for epochs in (1, 2))
-COLUMNS = ["epoch", "train_acc", "lr", "test_loss", "test_acc", "seconds"]
+COLUMNS = ["epoch", "train_loss", "train_acc", "lr", "test_loss", "test_acc", "seconds"]
 
 
 def run(out_dir: Path, recipe: train.Recipe = TWO_EPOCHS, **settings: Any) -> list[dict[str, Any]]:
-    return train.run("model3", recipe, out_dir=out_dir, device="cpu", **settings)
+    return train.run("model3", recipe, **{"seed": 42, "device": "cpu"} | settings, out_dir=out_dir)
 
 
 def only_folder(out_dir: Path) -> Path:
@@ -63,9 +67,9 @@ def test_each_epoch_has_batches_of_its_own(
 ) -> None:
     orders, train_one_epoch = [], train.train_one_epoch
 
-    def observed(model: nn.Module, loader: train.Loader, *rest: Any, **named: Any) -> object:
+    def observed(learner: train.Learner, loader: Loader, *rest: Any) -> object:
         orders.append(torch.cat([labels for _, labels in loader]))
-        return train_one_epoch(model, loader, *rest, **named)
+        return train_one_epoch(learner, loader, *rest)
 
     monkeypatch.setattr(train, "train_one_epoch", observed)
     run(tmp_path, quiet=True)
@@ -108,9 +112,9 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
         (nn.CrossEntropyLoss, "forward", 5 + 3),
         (nn.CrossEntropyLoss, "forward", 10 + 5),
         # The first file is config.json; then come two an epoch, and two at the end.
-        (train, "write_atomically", 2),
-        (train, "write_atomically", 5),
-        (train, "write_atomically", 9),
+        (run_folder, "write_atomically", 2),
+        (run_folder, "write_atomically", 5),
+        (run_folder, "write_atomically", 9),
     ],
 )
 def test_resumed_run_equals_an_uninterrupted_one(
@@ -204,7 +208,7 @@ MET = [98.0] * 9 + [99.6, 99.4, 99.45, 99.48, 99.40, 99.44]
     ("model", "accuracies", "expected"),
     [
         (
-            train.Model_3,
+            Model_3,
             MET,
             [
                 "test accuracy 99.44 % at the last epoch, 99.44 % mean of the last three",
@@ -215,10 +219,10 @@ MET = [98.0] * 9 + [99.6, 99.4, 99.45, 99.48, 99.40, 99.44]
                 "The challenge is met.",
             ],
         ),
-        (train.Model_3, [*MET[:-2], 99.39, 99.5], ["NO   4 of the last 5", "is not met."]),
-        (train.Model_3, [98.0, *MET], ["NO   16 epochs", "is not met."]),
-        (train.Model_3, [99.5] * 4, ["NO   4 of the last 5", "is not met."]),
-        (train.Model_1, MET, ["NO   13,808 parameters", "yes  5 of", "is not met."]),
+        (Model_3, [*MET[:-2], 99.39, 99.5], ["NO   4 of the last 5", "is not met."]),
+        (Model_3, [98.0, *MET], ["NO   16 epochs", "is not met."]),
+        (Model_3, [99.5] * 4, ["NO   4 of the last 5", "is not met."]),
+        (Model_1, MET, ["NO   13,808 parameters", "yes  5 of", "is not met."]),
     ],
     ids=["met", "one epoch short", "too long", "too short", "too large"],
 )
@@ -228,7 +232,7 @@ def test_verdict(model: type[nn.Module], accuracies: list[float], expected: list
 
 
 def test_verdict_on_held_out_images_says_so() -> None:
-    text = verdict(train.Model_3(), [{"val_acc": accuracy} for accuracy in MET], "val")
+    text = verdict(Model_3(), [{"val_acc": accuracy} for accuracy in MET], "val")
     assert "held-out accuracy 99.44 %" in text and "test" not in text
     assert "The challenge" not in text
 
@@ -259,8 +263,8 @@ def test_run_folder(small_mnist: dict, tmp_path: Path, name: str) -> None:
     for row, record in zip(rows(folder), records, strict=True):
         assert [float(row[key]) for key in COLUMNS] == [record[key] for key in COLUMNS]
 
-    fits, model = train.load_weights(folder / "weights.pt", train.MODELS)
-    loader = train.Loader(*small_mnist["test"], train.TEST_BATCH_SIZE)
+    fits, model = load_weights(folder / "weights.pt")
+    loader = Loader(*small_mnist["test"], train.TEST_BATCH_SIZE)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     result = train.evaluate(model, loader, criterion)
     assert (fits, *result) == ("model3", records[-1]["test_loss"], records[-1]["test_acc"])

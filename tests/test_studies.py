@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from artifacts import UsageError
 
 import train
-from artifacts import UsageError
 from tools import ablation
 from tools.seed_study import FIELDS, is_on_record, read_records, train_one_seed
 

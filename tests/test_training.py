@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import train
-from artifacts import RunError
-from train import Loader
+from command_line import RunError
+from mnist import Loader
+from run_folder import MODELS
+from train import Learner
 
 CLASSIC = train.RECIPES["classic"]
 SMOOTHING = 0.02
@@ -44,11 +46,11 @@ def smoothed_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     return -(targets * np.log(probabilities)).sum(axis=1), probabilities - targets
 
 
-@pytest.mark.parametrize("name", train.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_learning_rate_after_each_epoch_is_the_published_one(name: str) -> None:
     with Path(__file__).with_name("published_epochs.csv").open(newline="") as file:
         published = [row["lr"] for row in csv.DictReader(file) if row["model"] == name]
-    optimizer, scheduler = train.build_optimizer(train.MODELS[name](), CLASSIC, 469)
+    optimizer, scheduler = train.build_optimizer(MODELS[name](), CLASSIC, 469)
     column = []
     for _ in range(15):
         for _ in range(469):
@@ -62,7 +64,7 @@ def test_learning_rate_after_each_epoch_is_the_published_one(name: str) -> None:
 def test_shortest_schedules_end_low(steps: int) -> None:
     """A dry run has one batch an epoch: the learning rate must rise and fall in a few steps."""
     recipe = dataclasses.replace(CLASSIC, epochs=steps)
-    optimizer, scheduler = train.build_optimizer(train.Model_3(), recipe, 1)
+    optimizer, scheduler = train.build_optimizer(MODELS["model3"](), recipe, 1)
     rates = []
     for _ in range(steps):
         rates.extend(scheduler.get_last_lr())
@@ -74,7 +76,7 @@ def test_shortest_schedules_end_low(steps: int) -> None:
 @pytest.mark.parametrize("epochs", [2, 3, 5, 15, 20, 45])
 def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
     recipe = dataclasses.replace(train.RECIPES["strong"], epochs=epochs)
-    optimizer, scheduler = train.build_optimizer(train.Model_3(), recipe, 100)
+    optimizer, scheduler = train.build_optimizer(MODELS["model3"](), recipe, 100)
     falls = []
     for _ in range(epochs):
         rates = []
@@ -89,7 +91,7 @@ def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None
 
 
 def test_strong_decays_filters_and_matrices_only() -> None:
-    model = train.Model_3()
+    model = MODELS["model3"]()
     optimizer, _ = train.build_optimizer(model, train.RECIPES["strong"], 1)
     decay = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
@@ -100,16 +102,16 @@ def test_strong_decays_filters_and_matrices_only() -> None:
 
 
 def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
-    """Two epochs of three batches, the last short: loss, Nesterov step, one cycle, average."""
-    recipe = dataclasses.replace(CLASSIC, epochs=2, batch_size=8, max_lr=0.003)
+    """Two epochs of three batches, the last short: loss, Nesterov step, one cycle, average.
+
+    The averaged network is a copy in the first, in which the learning rate rises.
+    """
+    recipe = dataclasses.replace(CLASSIC, epochs=2, batch_size=8, max_lr=0.003, ema_decay=0.7)
     images, labels = (part[:20] for part in mnist["train"])
     loader, model = Loader(images, labels, 8, recipe), linear_model()
-    optimizer, scheduler = train.build_optimizer(model, recipe, len(loader))
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    learner = Learner(model, recipe, len(loader))
     # A small one would not be seen below.
-    assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
-    averaged = copy.deepcopy(model)
-    update = train.build_average(averaged, model, decay=0.7)
+    assert all(group["weight_decay"] == 0 for group in learner.optimizer.param_groups)
     matrix = matrix_of(model)
     average, velocity, step, last = matrix, np.zeros_like(matrix), 0, 5
     peak = 0.2 * 6 - 1  # the step of the highest learning rate, counted from 0
@@ -128,12 +130,12 @@ def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
             rate = low + (0.003 - low) * (1 + math.cos(math.pi * turn)) / 2
             velocity = 0.9 * velocity + gradient
             matrix = matrix - rate * (gradient + 0.9 * velocity)
-            average = 0.7 * average + 0.3 * matrix
+            average = matrix if epoch == 1 else 0.7 * average + 0.3 * matrix
             step += 1
-        result = train.train_one_epoch(model, loader, criterion, optimizer, scheduler, update)
+        result = train.train_one_epoch(learner, loader)
         assert result == pytest.approx((np.mean(losses), 100 * correct / 20), rel=1e-4)
-        np.testing.assert_allclose(matrix_of(model), matrix, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(matrix_of(averaged), average, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(learner.model), matrix, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(learner.averaged), average, rtol=0, atol=1e-6)
 
 
 def test_evaluation_agrees_with_a_hand_computation(mnist: dict) -> None:
@@ -153,11 +155,9 @@ def test_one_batch_overfits(mnist: dict) -> None:
     torch.manual_seed(0)
     recipe = dataclasses.replace(CLASSIC, epochs=60, rotation=0.0)
     loader = Loader(*(part[:128] for part in mnist["train"]), 128, recipe)
-    model = train.Model_3()
-    optimizer, scheduler = train.build_optimizer(model, recipe, len(loader))
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    learner = Learner(MODELS["model3"](), recipe, len(loader))
     for _ in range(recipe.epochs):
-        loss, accuracy = train.train_one_epoch(model, loader, criterion, optimizer, scheduler)
+        loss, accuracy = train.train_one_epoch(learner, loader)
     target = [1 - SMOOTHING * 0.9] + [SMOOTHING / 10] * 9
     floor = -sum(p * math.log(p) for p in target)
     assert accuracy == 100
@@ -167,9 +167,8 @@ def test_one_batch_overfits(mnist: dict) -> None:
 def test_loss_that_is_not_finite_ends_the_run(mnist: dict) -> None:
     loader, model = Loader(*(part[:20] for part in mnist["train"]), 8, CLASSIC), linear_model()
     nn.init.constant_(model[1].bias, math.nan)
-    parts = train.build_optimizer(model, CLASSIC, len(loader))
     with pytest.raises(RunError, match="epoch 1, batch 1 of 3"):
-        train.train_one_epoch(model, loader, nn.CrossEntropyLoss(), *parts)
+        train.train_one_epoch(Learner(model, CLASSIC, len(loader)), loader)
 
 
 # --------------------------------------------------------------------------- CUDA graphs
@@ -191,7 +190,7 @@ def test_graph_takes_full_batches_and_leaves_no_trace(monkeypatch: pytest.Monkey
         return module
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
-    model, images = train.Model_3(), torch.randn(8, 1, 28, 28)
+    model, images = MODELS["model3"](), torch.randn(8, 1, 28, 28)
     before, reference = copy.deepcopy(model.state_dict()), copy.deepcopy(model).eval()
     train.replay_as_graph(model, batch_size=8)
     for name, value in model.state_dict().items():
@@ -209,7 +208,7 @@ def test_training_goes_on_where_no_graph_can_be_captured(
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
-    model, images = train.Model_3(), torch.randn(8, 1, 28, 28)
+    model, images = MODELS["model3"](), torch.randn(8, 1, 28, 28)
     reference = copy.deepcopy(model).eval()
     train.replay_as_graph(model, batch_size=8)
     assert torch.equal(model.eval()(images), reference(images))

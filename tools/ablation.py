@@ -2,37 +2,38 @@
 
     python -m tools.ablation                 # trains what is missing, one process a core
 
-Every variant trains model3 on the first 50,000 training images with the same seeds and is judged
-on the last 10,000: the test set has no part in it. Each run leaves results/ablation/NAME.csv, a row
-an epoch, and NAME.json; the table in README.md is made from them. A finished run is never repeated.
+Every variant trains the same network on the first 50,000 training images with the same seeds and
+is judged on the last 10,000: the test set has no part in it. Since the seeds are shared, each
+variant is compared with the whole recipe seed by seed. Records are in results/ablation; the table
+in README.md is made from them.
 """
 
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from artifacts import LAST_EPOCHS, Parser, exit_code, whole_number, write_atomically
-from tools.seed_study import (
+from command_line import exit_code
+from tools.records import (
     README,
-    ROOT,
+    RESULTS,
     Records,
+    Rows,
     accuracies,
+    interval,
     markdown_table,
     read_records,
-    seed_range,
-    train_seeds,
+    update_readme,
     with_tables,
 )
+from tools.seed_study import study_parser, train_seeds
 from train import RECIPES, Recipe
 
-ABLATION = ROOT / "results" / "ablation"
+ABLATION = RESULTS / "ablation"
 MODEL, HOLDOUT, SEEDS = "model3", 10_000, [0, 1, 2]
-CLASSIC = RECIPES["classic"]
-
-
-STRONG = RECIPES["strong"]
+CLASSIC, STRONG = RECIPES["classic"], RECIPES["strong"]
 
 
 def without(name: str, *fields: str, **changes: float) -> Recipe:
@@ -42,7 +43,6 @@ def without(name: str, *fields: str, **changes: float) -> Recipe:
 
 
 VARIANTS = {  # what is taken out, in words
-    "nothing": STRONG,
     "batches of 32 and their learning rate (as in classic: 128 and 0.3)": without(
         # The average reaches back as many images as in strong.
         "small-batches",
@@ -58,51 +58,59 @@ VARIANTS = {  # what is taken out, in words
 }
 
 
-def mean_and_error(values: np.ndarray, spec: str, unit: str = "") -> list[str]:
-    """The mean of `values` and its standard error, as two cells of a table."""
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
-    return [f"{values.mean():{spec}}{unit}", "-" if error is None else f"{error:{spec}}"]
+def judge(seeds: dict[int, Rows]) -> dict[str, np.ndarray]:
+    """What the variants are compared by, a figure a seed: means of the last three epochs."""
+    accuracy = accuracies(seeds)
+    losses = np.array([[row["val_loss"] for row in rows] for rows in seeds.values()])
+    return {
+        "accuracy": accuracy[:, -3:].mean(axis=1),
+        "lowest": accuracy[:, -5:].min(axis=1),
+        "loss": losses[:, -3:].mean(axis=1),
+    }
 
 
 def table(records: Records) -> str:
-    """A row a variant: held-out accuracy and loss, means of the last three epochs."""
-    titles = ["taken out of strong", "seeds", "held-out accuracy", "± (s.e.)"]
-    titles += ["lowest of the last five", "± (s.e.)", "loss", "± (s.e.)"]
-    rows: list[list[object]] = []
+    """The whole recipe, then for each variant the mean of the paired differences from it."""
+    titles = [
+        "taken out of strong",
+        "seeds",
+        "held-out accuracy",
+        "lowest of the last five",
+        "loss",
+    ]
+    whole = records[MODEL, STRONG.name]
+    figures = judge(whole)
+    cells = [f"{figures[key].mean():.3f} %" for key in ("accuracy", "lowest")]
+    rows: list[list[object]] = [["nothing", len(whole), *cells, f"{figures['loss'].mean():.4f}"]]
     for ingredient, recipe in VARIANTS.items():
         seeds = records[MODEL, recipe.name]
-        accuracy = accuracies(seeds)
-        losses = np.array([[row["val_loss"] for row in rows[-3:]] for rows in seeds.values()])
-        row = [ingredient, len(seeds), *mean_and_error(accuracy[:, -3:].mean(axis=1), ".3f", " %")]
-        row += mean_and_error(accuracy[:, -LAST_EPOCHS:].min(axis=1), ".3f", " %")
-        rows.append([*row, *mean_and_error(losses.mean(axis=1), ".4f")])
+        shared = sorted(set(seeds) & set(whole))
+        ours, theirs = (judge({seed: runs[seed] for seed in shared}) for runs in (seeds, whole))
+        row: list[object] = [ingredient, len(shared)]
+        for key, digits in (("accuracy", 3), ("lowest", 3), ("loss", 4)):
+            change = ours[key] - theirs[key]
+            cell = f"{change.mean():+.{digits}f} ± {interval(change):.{digits}f}"
+            clear = abs(change.mean()) > interval(change)
+            row.append(f"**{cell}**" if clear else cell)
+        rows.append(row)
     return markdown_table(titles, rows)
 
 
 def ablate(args: argparse.Namespace) -> None:
     """Train what is missing, then bring the table in the README up to date."""
     with_tables(README.read_text(), {"ablation": ""})  # fails now where it would fail in the end
-    jobs = [(MODEL, recipe, seed) for seed in args.seeds for recipe in VARIANTS.values()]
-    work_dir = ROOT / "runs" / "ablation"
-    train_seeds(jobs, ABLATION, work_dir, args.processes, HOLDOUT)
+    variants = [STRONG, *VARIANTS.values()]
+    jobs = [(MODEL, recipe, seed, HOLDOUT) for seed in args.seeds for recipe in variants]
+    train_seeds(jobs, ABLATION, Path("runs", "ablation"), args.processes, args.scheduler)
     text = table(read_records(ABLATION))
     print(text)
-    write_atomically(README, with_tables(README.read_text(), {"ablation": text}).encode())
+    update_readme({"ablation": text})
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = Parser(
-        prog="python -m tools.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--seeds", type=seed_range, default=SEEDS, help="default: 0-2")
-    parser.add_argument(
-        "--processes", type=whole_number(1, 1024), help="at the same time (default: one a core)"
-    )
-    return exit_code(ablate, parser.parse_args(argv))
+    prog = "python -m tools.ablation"
+    return exit_code(prog, ablate, study_parser(prog, __doc__, SEEDS).parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -35,13 +35,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Subset
-from torchvision import transforms
-from torchvision.datasets import MNIST
-from torchvision.transforms import InterpolationMode
-
 from artifacts import (
     Parser,
     RunError,
@@ -51,6 +44,13 @@ from artifacts import (
     whole_number,
     write_atomically,
 )
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import MNIST
+from torchvision.transforms import InterpolationMode
+
 from train import (
     DATA_DIR,
     MEAN,

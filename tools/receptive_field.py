@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from artifacts import Parser, RunError, exit_code, write_atomically
-from train import IMAGE_SIZE, MODELS
+from command_line import Parser, RunError, exit_code
+from mnist import IMAGE_SIZE
+from run_folder import MODELS, write_atomically
 
 RF_MD = Path(__file__).parents[1] / "RF.md"
 WIDE = 3 * IMAGE_SIZE  # pixels: on so wide an image no border cuts off the field in its middle
@@ -157,9 +158,10 @@ def update(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = Parser(prog="python -m tools.receptive_field", description=__doc__.splitlines()[0])
+    prog = "python -m tools.receptive_field"
+    parser = Parser(prog, __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is stale")
-    return exit_code(update, parser.parse_args(argv))
+    return exit_code(prog, update, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

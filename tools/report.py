@@ -11,19 +11,21 @@ import argparse
 import io
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from artifacts import Parser, UsageError, exit_code, load_weights, write_atomically
+from command_line import Parser, UsageError, exit_code, some_path
+from mnist import DATA_DIR, IMAGE_SIZE, STD, Loader, load_mnist
+from run_folder import load_weights, write_atomically
 from tools.receptive_field import chain, computed_fields
-from train import DATA_DIR, IMAGE_SIZE, MODELS, STD, TEST_BATCH_SIZE, Loader, load_mnist
 
 WIDTH, DPI = 7.5, 120  # inches, dots per inch: 900 pixels, the width of a README
+BATCH_SIZE = 250  # images
 MOST_MISTAKES = 500  # drawn at most: an untrained network makes 9,000
 SHOWN_IMAGE = 1  # of the test set, for the feature maps: a 2 with strokes at every angle
 
@@ -101,21 +103,17 @@ def plot_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: s
     return figure
 
 
-def wilson_interval(successes: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of the 95 % confidence interval of a proportion (Wilson, 1927)."""
-    z = 1.96
-    middle = successes + z**2 / 2
-    half = z * np.sqrt(successes * (trials - successes) / trials + z**2 / 4)
-    return (middle - half) / (trials + z**2), (middle + half) / (trials + z**2)
-
-
 def plot_accuracy(matrix: Tensor, name: str) -> Figure:
     """Accuracy of each digit, with its 95 % interval and its number of mistakes."""
     right, total = matrix.diag().numpy(), matrix.sum(dim=1).numpy()
     accuracy, overall = 100 * right / total, 100 * right.sum() / total.sum()
-    low, high = wilson_interval(right, total)
+    bounds = [
+        binomtest(k, n).proportion_ci(method="wilson")
+        for k, n in zip(right.tolist(), total.tolist())
+    ]
+    low, high = 100 * np.array(bounds).T
     # Rounding can lift the upper bound of a digit without a mistake 1e-14 below its accuracy.
-    errors = np.maximum([accuracy - 100 * low, 100 * high - accuracy], 0)
+    errors = np.maximum([accuracy - low, high - accuracy], 0)
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(overall, color="gray", linewidth=1, linestyle="--")
@@ -219,15 +217,15 @@ def report(args: argparse.Namespace) -> None:
     weights = args.path / "weights.pt" if args.path.is_dir() else args.path
     if not weights.is_file():
         raise UsageError(f"{weights} is not there; name a run that is finished, or a weights file")
-    name, model = load_weights(weights, MODELS)
+    name, model = load_weights(weights)
     out = args.out or weights.parent
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out}: {error.strerror}; name another folder") from None
     images, labels = load_mnist(args.data_dir, train=False)
-    loader = Loader(images, labels, TEST_BATCH_SIZE)
-    fifth = Loader(images[::5], labels[::5], TEST_BATCH_SIZE)  # gradients are ten times the work
+    loader = Loader(images, labels, BATCH_SIZE)
+    fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
     probabilities = predict(model, loader)
     matrix = confusion_matrix(labels, probabilities.argmax(dim=1))
     shown = next(iter(loader))[0][SHOWN_IMAGE]
@@ -248,13 +246,13 @@ def report(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = Parser(prog="python -m tools.report", description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path, metavar="RUN_FOLDER_OR_WEIGHTS")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: beside the weights")
-    parser.add_argument(
-        "--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="default: data"
-    )
-    return exit_code(report, parser.parse_args(argv))
+    prog = "python -m tools.report"
+    parser = Parser(prog, __doc__)
+    add = parser.add_argument
+    add("path", type=some_path, metavar="RUN_FOLDER_OR_WEIGHTS")
+    add("--out", type=some_path, metavar="DIR", help="default: beside the weights")
+    add("--data-dir", type=some_path, default=DATA_DIR, metavar="DIR", help="default: data")
+    return exit_code(prog, report, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -24,16 +24,17 @@ from collections import Counter
 from collections.abc import Callable, MutableSequence
 from pathlib import Path
 
+import run_folder
 import train
-from artifacts import Parser, RunError, exit_code, whole_number
+from command_line import Parser, RunError, UsageError, exit_code, whole_number
 
 IMAGES = 512  # of the training set and of the test set
-PHASES = {"training": "train_one_epoch", "evaluation": "evaluate", "writing": "write_atomically"}
+PHASES = {  # what a kill can fall into: the function, and where it is looked up
+    "training": (train, "train_one_epoch"),
+    "evaluation": (train, "evaluate"),
+    "writing": (run_folder, "write_atomically"),
+}
 ELSEWHERE = "start or between"
-
-# Children of a server that has imported torch begin at once, and inherit nothing else from it.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["train"])
 
 
 def shorten_epochs() -> None:
@@ -54,8 +55,8 @@ def child(argv: list[str], progress: MutableSequence[int]) -> None:
 
         return call
 
-    for phase, name in enumerate(PHASES.values(), start=1):
-        setattr(train, name, announced(phase, getattr(train, name)))
+    for phase, (module, name) in enumerate(PHASES.values(), start=1):
+        setattr(module, name, announced(phase, getattr(module, name)))
     train.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a kill leaves behind
     shorten_epochs()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -69,6 +70,9 @@ def train_until_done(
 
     Returns its folder, and how many kills fell into each phase. RunError if it fails by itself.
     """
+    # Children of a server that has imported torch begin at once, and inherit nothing else from it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train"])
     fallen: Counter[str] = Counter()
     while True:
         # Killed before its config.json was there, a run cannot be resumed: it starts anew.
@@ -115,6 +119,8 @@ def differences(undisturbed: Path, killed: Path) -> list[str]:
 
 def torture(args: argparse.Namespace) -> None:
     """Do both runs and compare them; RunError if they differ."""
+    if not hasattr(signal, "SIGKILL"):
+        raise UsageError("there is no SIGKILL on Windows; use Linux or macOS")
     epochs = max(5, args.kills)  # a resumed run rarely gets further than one epoch
     settings = ["--device", "cpu", "--epochs", str(epochs), "--seed", str(args.seed)]
     moments = random.Random(args.seed)
@@ -131,18 +137,13 @@ def torture(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = Parser(prog="torture.py", description="Kill a run again and again, and compare it.")
-    parser.add_argument(
-        "--kills", type=whole_number(1, 1000), default=20, metavar="N", help="default: 20"
-    )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0, 2**32 - 1),
-        default=42,
-        metavar="N",
-        help="of the runs and of the moments (default: 42)",
-    )
-    return exit_code(torture, parser.parse_args(argv))
+    prog = "python -m tools.torture"
+    parser = Parser(prog, __doc__)
+    add, n = parser.add_argument, {"metavar": "N"}
+    add("--kills", type=whole_number(1, 1000), default=20, help="default: %(default)s", **n)
+    moments = "of the runs and of the moments (default: %(default)s)"
+    add("--seed", type=whole_number(0, 2**32 - 1), default=42, help=moments, **n)
+    return exit_code(prog, torture, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 import train
-from artifacts import UsageError
-from train import Loader
+from command_line import UsageError
+from mnist import ARCHIVES, DATA_DIR, MEAN, STD, Loader, augment, draw_transforms, load_mnist
 
 CLASSIC = train.RECIPES["classic"]
 STILL = dataclasses.replace(CLASSIC, rotation=0.0)
@@ -32,8 +32,8 @@ GENERAL = dataclasses.replace(
     CLASSIC, rotation=15.0, translation=2.0, scaling=0.1, shear=10.0, interpolation="bilinear"
 )
 
-RAW = train.DATA_DIR / "MNIST" / "raw"
-ARCHIVES = [name for name, _ in MNIST.resources]
+RAW = DATA_DIR / "MNIST" / "raw"
+NAMES = [name for name, _ in MNIST.resources]
 SHA256 = [  # of the archives: images and labels for training, then for testing
     "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -52,7 +52,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 def test_archives_are_the_published_ones() -> None:
-    assert list(train.MNIST_ARCHIVES.items()) == MNIST.resources
+    assert list(ARCHIVES.items()) == MNIST.resources
     for (name, md5), sha256 in zip(MNIST.resources, SHA256, strict=True):
         assert check_integrity(RAW / name, md5)
         assert hashlib.sha256((RAW / name).read_bytes()).hexdigest() == sha256
@@ -60,7 +60,7 @@ def test_archives_are_the_published_ones() -> None:
 
 def test_archives_are_enough(data_dir: Path) -> None:
     for part, count, first in ((True, 60_000, [5, 0, 4, 1, 9]), (False, 10_000, [7, 2, 1, 0, 4])):
-        images, labels = train.load_mnist(data_dir, train=part)
+        images, labels = load_mnist(data_dir, train=part)
         assert (images.shape, images.dtype) == ((count, 1, 28, 28), torch.uint8)
         assert (labels.shape, labels.dtype) == ((count,), torch.int64)
         assert labels[:5].tolist() == first
@@ -75,37 +75,37 @@ DAMAGE = {"truncated": lambda content: content[:-1], "flipped": flip_a_bit, "emp
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ARCHIVES)
+@pytest.mark.parametrize("name", NAMES)
 def test_damaged_file_is_named(data_dir: Path, name: str, damage: str) -> None:
     path = data_dir / "MNIST" / "raw" / name
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with pytest.raises(UsageError, match=f"{re.escape(str(path))} is damaged.*delete it"):
-        train.load_mnist(data_dir, train=True)
+        load_mnist(data_dir, train=True)
 
 
 def test_flipped_pixel_or_label_is_noticed(data_dir: Path) -> None:
     """Damage that an archive made anew would hide from gzip's own checksum."""
-    for name in ARCHIVES[:2]:
+    for name in NAMES[:2]:
         path = data_dir / "MNIST" / "raw" / name
         published = path.read_bytes()
         path.write_bytes(gzip.compress(flip_a_bit(gzip.decompress(published))))
         with pytest.raises(UsageError, match=f"{name} is damaged"):
-            train.load_mnist(data_dir, train=True)
+            load_mnist(data_dir, train=True)
         path.write_bytes(published)
 
 
 def test_swapped_files_are_noticed(data_dir: Path) -> None:
     raw = data_dir / "MNIST" / "raw"
-    (raw / ARCHIVES[1]).write_bytes((RAW / ARCHIVES[3]).read_bytes())
-    with pytest.raises(UsageError, match=f"{ARCHIVES[1]} is damaged"):
-        train.load_mnist(data_dir, train=True)
+    (raw / NAMES[1]).write_bytes((RAW / NAMES[3]).read_bytes())
+    with pytest.raises(UsageError, match=f"{NAMES[1]} is damaged"):
+        load_mnist(data_dir, train=True)
 
 
 def test_what_others_unpacked_is_neither_read_nor_changed(data_dir: Path) -> None:
-    unpacked = data_dir / "MNIST" / "raw" / ARCHIVES[0].removesuffix(".gz")
+    unpacked = data_dir / "MNIST" / "raw" / NAMES[0].removesuffix(".gz")
     unpacked.write_bytes(b"damaged")
     before = sorted(data_dir.rglob("*"))
-    images, _ = train.load_mnist(data_dir, train=True)
+    images, _ = load_mnist(data_dir, train=True)
     assert len(images) == 60_000
     assert unpacked.read_bytes() == b"damaged"
     assert sorted(data_dir.rglob("*")) == before
@@ -113,10 +113,10 @@ def test_what_others_unpacked_is_neither_read_nor_changed(data_dir: Path) -> Non
 
 def test_missing_data_without_network_names_the_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
-        train.load_mnist(tmp_path, train=True)
+        load_mnist(tmp_path, train=True)
     message = str(error.value)
     assert "\n" not in message and str(tmp_path / "MNIST" / "raw") in message
-    assert all(name in message for name in ARCHIVES)
+    assert all(name in message for name in NAMES)
 
 
 @contextlib.contextmanager
@@ -138,24 +138,24 @@ def test_missing_archive_is_downloaded_whole_or_not_at_all(
     data_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = tmp_path_factory.mktemp("damaged")
-    raw, name = data_dir / "MNIST" / "raw", ARCHIVES[3]
+    raw, name = data_dir / "MNIST" / "raw", NAMES[3]
     (damaged / name).write_bytes((RAW / name).read_bytes()[:-1])
     (raw / name).unlink()
     with mirror(damaged) as bad, mirror(RAW) as good:
         monkeypatch.setattr(MNIST, "mirrors", [bad])
         with pytest.raises(UsageError, match=f"no MNIST there \\({name} cannot be downloaded\\)"):
-            train.load_mnist(data_dir, train=False)
-        assert sorted(path.name for path in raw.iterdir()) == sorted(ARCHIVES[:3])
+            load_mnist(data_dir, train=False)
+        assert sorted(path.name for path in raw.iterdir()) == sorted(NAMES[:3])
         monkeypatch.setattr(MNIST, "mirrors", [bad, good])
-        assert len(train.load_mnist(data_dir, train=False)[0]) == 10_000
+        assert len(load_mnist(data_dir, train=False)[0]) == 10_000
     assert (raw / name).read_bytes() == (RAW / name).read_bytes()
-    assert sorted(path.name for path in raw.iterdir()) == sorted(ARCHIVES)
+    assert sorted(path.name for path in raw.iterdir()) == sorted(NAMES)
 
 
 def test_mean_and_deviation_are_those_of_the_training_images(mnist: dict) -> None:
     pixels = mnist["train"][0].double() / 255
-    assert round(pixels.mean().item(), 4) == train.MEAN == 0.1307
-    assert round(pixels.std().item(), 4) == train.STD == 0.3081
+    assert round(pixels.mean().item(), 4) == MEAN == 0.1307
+    assert round(pixels.std().item(), 4) == STD == 0.3081
 
 
 # ------------------------------------------------------------------------ augmentation
@@ -178,7 +178,7 @@ def parameters(maps: Tensor) -> dict[str, Tensor]:
 
 
 def draw(recipe: train.Recipe, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-    maps = train.draw_affine_maps(recipe, count, torch.Generator().manual_seed(0))
+    maps = draw_transforms(recipe, count, torch.Generator().manual_seed(0))
     return maps, parameters(maps)
 
 
@@ -186,7 +186,7 @@ def test_rotation_is_that_of_torchvision(mnist: dict) -> None:
     """Tensor backend: no pixel differs."""
     images = mnist["test"][0][:1000]
     maps, drawn = draw(CLASSIC, len(images))
-    ours = train.augment(images.float(), maps, CLASSIC.interpolation)
+    ours = augment(images.float(), maps, CLASSIC.interpolation)
     # `rotate` turns counter-clockwise, `affine` clockwise.
     angles = (-drawn["angle"]).tolist()
     theirs = torch.stack([TF.rotate(x, a, fill=0) for x, a in zip(images, angles)])
@@ -200,7 +200,7 @@ def test_rotation_is_that_of_pillow_but_for_ties(mnist: dict) -> None:
     """
     images = mnist["test"][0][:1000]
     maps, drawn = draw(CLASSIC, len(images))
-    ours = train.augment(images.float(), maps, CLASSIC.interpolation)
+    ours = augment(images.float(), maps, CLASSIC.interpolation)
     theirs = torch.stack(
         [
             TF.pil_to_tensor(TF.rotate(TF.to_pil_image(x), -a, fill=0))
@@ -217,7 +217,7 @@ def test_rotation_is_that_of_pillow_but_for_ties(mnist: dict) -> None:
 def test_affine_map_is_that_of_torchvision(mnist: dict) -> None:
     images = mnist["test"][0][:500] / 255
     maps, drawn = draw(GENERAL, len(images))
-    ours = train.augment(images, maps, GENERAL.interpolation)
+    ours = augment(images, maps, GENERAL.interpolation)
     columns = (drawn[key].tolist() for key in ("angle", "x", "y", "scale", "shear"))
     theirs = [
         TF.affine(image, angle, [x, y], scale, [shear, 0.0], InterpolationMode.BILINEAR)
@@ -309,7 +309,7 @@ def test_test_loader_is_neither_shuffled_nor_augmented_nor_cut(mnist: dict) -> N
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )
-    reference = MNIST(train.DATA_DIR, train=False, transform=transform, download=True)  # unpacks
+    reference = MNIST(DATA_DIR, train=False, transform=transform, download=True)  # unpacks
     assert torch.equal(torch.cat(images), torch.stack([image for image, _ in reference]))
     assert torch.cat(labels).tolist() == [label for _, label in reference]
 
