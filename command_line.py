@@ -5,6 +5,7 @@ code, never in a traceback: 1 where a run failed, 2 for bad arguments or files, 
 """
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 
 class UsageError(Exception):
@@ -127,6 +128,32 @@ def train_parser(description: str, models: list[str], recipes: list[str], data_d
     return parser
 
 
+class OutputError(Exception):
+    """Standard output cannot be written; its argument is the OSError that says why."""
+
+
+class Output:
+    """Standard output, whose failure can be told from that of any other file."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            raise OutputError(error) from None
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            raise OutputError(error) from None
+
+
 def exit_code(
     prog: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
 ) -> int:
@@ -137,20 +164,21 @@ def exit_code(
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        code = command(args) or 0
-        sys.stdout.flush()  # here, where its failure is dealt with, and not at exit
+        with contextlib.redirect_stdout(Output(sys.stdout)) as output:
+            code = command(args) or 0
+            output.flush()  # here, where its failure is dealt with, and not at exit
     except (UsageError, RunError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt as interrupt:
         return 143 if interrupt.args else 130
+    except OutputError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it fails again at exit
+        if isinstance(error.args[0], BrokenPipeError):  # whoever read it has gone, as `| head`
+            return 141
+        print(f"{prog}: error: standard output: {error.args[0].strerror}", file=sys.stderr)
+        return 1
     except OSError as error:
-        try:
-            sys.stdout.flush()
-        except OSError:  # it is standard output that cannot be written: let nothing try again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # whoever read our output has gone: `| head`
-                return 141
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     finally:

@@ -1,4 +1,4 @@
-"""Attempt 2 of 3: fewer channels, 1x1 transitions and a global average pool.
+"""Attempt 2 of 4: fewer channels, 1x1 transitions and a global average pool.
 
 Target    Come close to the budget: two squeeze-and-expand blocks, each closed by a max
           pool and a 1x1 convolution, and a head that pools globally before it classifies.

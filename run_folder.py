@@ -40,13 +40,14 @@ from command_line import RunError, UsageError
 from model1 import Model_1
 from model2 import Model_2
 from model3 import Model_3
+from model4 import Model_4
 
 try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None
 
-MODELS = {"model1": Model_1, "model2": Model_2, "model3": Model_3}
+MODELS = {"model1": Model_1, "model2": Model_2, "model3": Model_3, "model4": Model_4}
 MAX_PARAMETERS, MAX_EPOCHS, MIN_ACCURACY, LAST_EPOCHS = 8_000, 15, 99.4, 5  # the challenge
 EpochRecord = dict[str, Any]  # what is known of one epoch: a row of metrics.csv
 
@@ -335,11 +336,17 @@ def fingerprint(*parts: object) -> str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What a run ran on: hardware, versions, and the commit of this checkout if it is one."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = None
+    """What a run ran on: hardware, versions, and the commit of this checkout if it is one.
+
+    The commit ends in -dirty where code has changed since; documents and records may.
+    """
+    git, commit = ["git", "-C", str(Path(__file__).parent)], None
     with contextlib.suppress(OSError):
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+        head = [*git, "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(head, capture_output=True, text=True).stdout.strip() or None
+        changes = [*git, "diff", "--quiet", "HEAD", "--", "*.py"]
+        if commit and subprocess.run(changes, capture_output=True).returncode:
+            commit += "-dirty"
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import mnist
-import run_folder as folders
+import run_folder
 import train
 
 ROOT = Path(train.__file__).parent
@@ -34,7 +34,7 @@ def train_two_epochs(out_dir: Path, *options: str) -> int:
     return train.main(["--epochs", "2", "--quiet", "--out-dir", str(out_dir), *options])
 
 
-def run_folder(out_dir: Path) -> Path:
+def folder_of(out_dir: Path) -> Path:
     return out_dir / "model3-strong-seed42"
 
 
@@ -92,27 +92,29 @@ def test_full_disk_costs_no_more_than_what_was_being_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(folders, "plot_curves", lambda *args: b"a picture")
+    monkeypatch.setattr(run_folder, "plot_curves", lambda *args: b"a picture")
     shorter = ("--batch-size", "9999", "--holdout", "400")  # a single batch an epoch
     assert train_two_epochs(tmp_path / "undisturbed", *shorter) == 0
-    undisturbed = run_folder(tmp_path / "undisturbed")
+    undisturbed = folder_of(tmp_path / "undisturbed")
     for number, name in enumerate(WRITES, start=1):
         out_dir = tmp_path / str(number)
-        folder = run_folder(out_dir)
+        folder = folder_of(out_dir)
         capsys.readouterr()
         with fault_at(number, fault):
             code = train_two_epochs(out_dir, *shorter)
         assert_failed(code, capsys.readouterr(), str(folder / name), "No space left on device")
         before = WRITES[: number - 1]
+        if not before:  # nothing could take it up again, so nothing of it is left
+            assert not folder.exists()
+            continue
         assert {path.name for path in folder.iterdir()} == set(before)
         if "checkpoint.pt" in before:
-            records = folders.read_state(folder / "checkpoint.pt")["records"]
+            records = run_folder.read_state(folder / "checkpoint.pt")["records"]
             assert len(records) == before.count("checkpoint.pt")
-        if "config.json" in before:
-            assert train.main(["--resume", str(folder), "--quiet"]) == 0
-            for path in undisturbed.glob("*.p*"):
-                if path.name != "checkpoint.pt":  # it has the seconds
-                    assert (folder / path.name).read_bytes() == path.read_bytes()
+        assert train.main(["--resume", str(folder), "--quiet"]) == 0
+        for path in undisturbed.glob("*.p*"):
+            if path.name != "checkpoint.pt":  # it has the seconds
+                assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.fixture
@@ -133,7 +135,7 @@ def test_disk_that_runs_full_for_real(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder, filler = run_folder(small_disk), small_disk / "filler"
+    folder, filler = folder_of(small_disk), small_disk / "filler"
 
     def evaluate(*args: object) -> tuple[float, float]:
         if (folder / "checkpoint.pt").exists():  # so this is the second epoch
@@ -145,7 +147,7 @@ def test_disk_that_runs_full_for_real(
     monkeypatch.setattr(train, "evaluate", evaluate)
     code = train_two_epochs(small_disk)
     assert_failed(code, capsys.readouterr(), str(folder), "No space left on device")
-    assert len(folders.read_state(folder / "checkpoint.pt")["records"]) == 1
+    assert len(run_folder.read_state(folder / "checkpoint.pt")["records"]) == 1
     assert {path.name for path in folder.iterdir()} == {"config.json", *EPOCH}
     filler.unlink()
     monkeypatch.setattr(train, "evaluate", lambda *args: (0.1, 99.0))
@@ -171,7 +173,7 @@ def test_loss_that_is_not_finite(
     monkeypatch.setattr(mnist, "augment", spoilt)
     code = train_two_epochs(tmp_path)
     assert_failed(code, capsys.readouterr(), "not finite", f"epoch 2, batch 3 of {batches}", "try ")
-    state = folders.read_state(run_folder(tmp_path) / "checkpoint.pt")
+    state = run_folder.read_state(folder_of(tmp_path) / "checkpoint.pt")
     assert len(state["records"]) == 1
     assert all(value.isfinite().all() for value in state["model"].values())
 
@@ -189,7 +191,7 @@ def test_learning_rate_that_is_absurd(
     monkeypatch.setitem(train.RECIPES, "strong", classic)
     code = train.main(["--batch-size", batch_size, "--quiet", "--out-dir", str(tmp_path)])
     assert_failed(code, capsys.readouterr(), "not finite", "epoch 1", "try ")
-    assert [path.name for path in run_folder(tmp_path).iterdir()] == ["config.json"]
+    assert [path.name for path in folder_of(tmp_path).iterdir()] == ["config.json"]
 
 
 # ------------------------------------------------------- processes, pipes and signals
@@ -246,7 +248,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     seen = [read_until(process, "|     2 |") for process in processes]
     folders = sorted(out_dir.iterdir())
     with redirect_stderr(io.StringIO()) as err, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_one_epoch", None)  # this is not to be reached
+        patch.setattr(train.Learner, "step", None)  # this is not to be reached
         resumed = train.main(["--resume", str(folders[0]), "--quiet"]), err.getvalue()
     runs = []
     for process, signum, lines in zip(processes, (signal.SIGTERM, signal.SIGINT), seen):
@@ -311,9 +313,88 @@ def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
     assert_failed(process.returncode, ("", err), "No space left on device")
 
 
+def test_other_errors_of_the_system_are_not_taken_for_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def denied(args: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(train, "start", denied)
+    assert train.main([]) == 1
+    print("still there")
+    out, err = capfd.readouterr()
+    assert out == "still there\n"
+    assert err.count("\n") == 1 and "Permission denied: 'somewhere'" in err
+
+
+def test_ctrl_c_while_torch_is_imported_has_no_traceback(tmp_path: Path) -> None:
+    """A torch that takes Ctrl-C for an import: what a slow disk makes likely."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    for script in ("train.py", "predict.py"):
+        command = [sys.executable, str(ROOT / script), "--help"]
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode in (130, -signal.SIGINT)
+        assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_ctrl_c_before_there_is_a_run_leaves_none(
+    small_mnist: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(path: Path, content: bytes) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder, "write_atomically", interrupted)
+    assert train_two_epochs(tmp_path) == 130
+    assert capsys.readouterr().err == ""  # there is nothing to go on with
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_ctrl_c_names_the_models_that_were_not_begun(
+    small_mnist: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_one_epoch", interrupted)
+    assert train_two_epochs(tmp_path, "--model", "all") == 130
+    stopped, rest = capsys.readouterr().err.strip().splitlines()
+    assert "--resume" in stopped and "model1" in stopped
+    others = ", ".join([*run_folder.MODELS][1:])
+    assert rest.startswith(f"not begun: {others};")
+
+
+def test_allocator_gets_its_settings_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thresholds that mallopt(3) documents: 128 kB each."""
+    asked = {}
+
+    class Libc:
+        def mallopt(self, parameter: int, value: int) -> None:
+            asked[parameter] = value
+
+        def malloc_trim(self, padding: int) -> None:
+            asked["trimmed"] = padding
+
+    monkeypatch.setattr(run_folder.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(run_folder.ctypes, "CDLL", lambda name: Libc())
+    with run_folder.reuse_freed_memory():
+        assert asked == {-3: 32 * 2**20, -1: 2**30}
+    assert asked == {-3: 131_072, -1: 131_072, "trimmed": 0}
+
+
 def test_folders_made_at_the_same_moment_differ(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
-        folders = list(pool.map(lambda _: folders.new_run_folder(tmp_path, "run", {}), range(64)))
+        folders = list(
+            pool.map(lambda _: run_folder.new_run_folder(tmp_path, "run", {}), range(64))
+        )
     assert len(set(folders)) == 64
 
 

@@ -1,8 +1,9 @@
-"""The three networks against their published description, layer by layer."""
+"""The networks against their description, layer by layer: three published, one of our own."""
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from run_folder import MODELS
 
@@ -11,6 +12,37 @@ def conv(inputs: int, outputs: int, padding: int = 0, bias: bool = False) -> lis
     """A 3x3 convolution with what the description lets follow it: BatchNorm, then ReLU."""
     layer = nn.Conv2d(inputs, outputs, 3, padding=padding, bias=bias)
     return [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+class Block(nn.Module):
+    """A residual block of model4 as it is described, from functions alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.space = nn.ParameterList([torch.empty(width, 1, 3, 3)])
+        self.norm1 = nn.BatchNorm2d(width)
+        self.mix = nn.ParameterList([torch.empty(width, width, 1, 1)])
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        filters = enumerate(self.space[0][:, None])  # one a channel
+        channels = [F.conv2d(x[:, i : i + 1], weight, padding=1) for i, weight in filters]
+        y = self.norm1(torch.cat(channels, dim=1))
+        y = torch.einsum("nchw,dc->ndhw", y, self.mix[0][:, :, 0, 0])
+        return F.relu(x + self.norm2(y))
+
+
+class Blur(nn.Module):
+    """The largest of each 2 x 2 window, of which there is one at every pixel, halved by a mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.maximum(x[:, :, 1:], x[:, :, :-1])
+        x = torch.maximum(rows[..., 1:], rows[..., :-1])
+        # An odd side leaves half a window over; its mean is of what is there.
+        x = F.pad(x, (0, 1, 0, 1), mode="replicate")
+        return (
+            x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]
+        ) / 4
 
 
 def described(name: str) -> nn.Sequential:
@@ -59,6 +91,26 @@ def described(name: str) -> nn.Sequential:
             nn.Flatten(),
             nn.Linear(18, 10),
         ],
+        "model4": [
+            *conv(1, 8),
+            nn.Conv2d(8, 12, 3, bias=False),
+            nn.BatchNorm2d(12),
+            Blur(),
+            nn.ReLU(),
+            nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False),
+            nn.BatchNorm2d(12),
+            nn.Conv2d(12, 37, 1, bias=False),
+            nn.BatchNorm2d(37),
+            nn.ReLU(),
+            Block(37),
+            Blur(),
+            Block(37),
+            Block(37),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.05),
+            nn.Linear(37, 10),
+        ],
     }
     return nn.Sequential(*layers[name], nn.Flatten())
 
@@ -69,6 +121,7 @@ def described(name: str) -> nn.Sequential:
         ("model1", 13_808, set()),
         ("model2", 9_382, {nn.Conv2d}),
         ("model3", 7_784, {nn.Linear}),
+        ("model4", 7_556, {nn.Linear}),
     ],
 )
 def test_parameter_count_and_biases(name: str, count: int, biased: set[type]) -> None:
@@ -90,18 +143,37 @@ def test_output_shape(name: str, count: int) -> None:
 def test_network_is_the_described_one(name: str, training: bool, mnist: dict) -> None:
     """Same logits, gradients and statistics: pooling before ReLU is the same as after it."""
     torch.manual_seed(0)
-    model, reference = MODELS[name]().train(training), described(name).train(training)
+    model, reference = (
+        network.double().train(training) for network in (MODELS[name](), described(name))
+    )
     for parameter in model.parameters():  # of both signs, BatchNorm's too: then order matters
         nn.init.normal_(parameter)
-    values = model.state_dict().values()
-    reference.load_state_dict(dict(zip(reference.state_dict(), values, strict=True)))
+    pairs = zip(model.parameters(), reference.parameters(), strict=True)
+    with torch.no_grad():
+        for parameter, other in pairs:
+            other.copy_(parameter)
 
     def results(network: nn.Module) -> list[Tensor]:
         torch.manual_seed(1)  # of dropout
-        logits = network(mnist["train"][0][:16] / 255)
+        logits = network(mnist["train"][0][:16].double() / 255)
         logits.square().sum().backward()
         gradients = [parameter.grad for parameter in network.parameters()]
         return [logits, *gradients, *network.buffers()]
 
-    pairs = zip(results(model), results(reference), strict=True)
-    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    ours, theirs = results(model), results(reference)
+    if name == "model4":  # in channels-last layout sums are rounded in another order
+        largest = max(value.abs().max().item() for value in theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12 * largest)
+    else:
+        assert all(map(torch.equal, ours, theirs))
+
+
+def test_model4_has_the_widths_it_is_given() -> None:
+    """tools.frontier trains smaller ones."""
+    small = MODELS["model4"](stem=(4, 6), width=10)
+    assert small(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+    # Convolutions, each with two parameters of BatchNorm a channel; three blocks; the head.
+    stem = (4 * 9 + 8) + (4 * 6 * 9 + 12)
+    first = (6 * 9 + 12) + (6 * 10 + 20)
+    blocks = 3 * ((10 * 9 + 20) + (10 * 10 + 20))
+    assert sum(p.numel() for p in small.parameters()) == stem + first + blocks + (10 * 10 + 10)

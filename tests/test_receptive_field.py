@@ -23,6 +23,10 @@ BY_HAND = {  # receptive field and jump of each row below the input, worked out 
         [3, 5, 7, 8, 12, 16, 18, 26, 34, 42, 42],
         [1, 1, 1, 2, 2, 2, 4, 4, 4, 12, 12],
     ),
+    "model4": (
+        [3, 5, 6, 7, 11, 11, 15, 17, 19, 27, 35, 55, 55],
+        [1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 24, 24],
+    ),
 }
 
 
@@ -61,7 +65,8 @@ def test_every_layer_is_measured_as_computed(name: str) -> None:
     layers = receptive_field.chain(MODELS[name]())
     measured = receptive_field.measured_fields(layers)
     assert measured == [(field, field) for field, _ in receptive_field.computed_fields(layers)]
-    assert measured[-1] == {"model1": (32, 32), "model2": (40, 40), "model3": (42, 42)}[name]
+    field = {"model1": 32, "model2": 40, "model3": 42, "model4": 55}[name]
+    assert measured[-1] == (field, field)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,7 @@ def test_chain_of_layers_is_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_comments_beside_the_layers_are_true(name: str) -> None:
     source = inspect.getsource(MODELS[name])
+    assert "Beside each layer" in source
     comments = re.findall(r"# ([0-9x ]+), RF ([0-9]+)", source)
     assert comments == [(row[2], row[3]) for row in rows_of(name) if "x" in row[2]]
     assert f"receptive field {rows_of(name)[-1][3]} px" in source

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,32 @@ def test_no_run_touches_the_folder_of_another(small_mnist: dict, tmp_path: Path)
     run(tmp_path, ONE_EPOCH, quiet=True)
     assert len([*tmp_path.iterdir()]) == 2
     assert {path: path.read_bytes() for path in first.iterdir()} == content
+
+
+def test_commit_is_dirty_when_code_has_changed_and_not_when_documents_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study writes records and README while it goes on: that must not mark its later runs."""
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=n", "-c", "user.email=e"]
+        command = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def described() -> str | None:
+        return run_folder.describe(torch.device("cpu"))["commit"]
+
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
+    assert described() is None  # no repository at all
+    for name in ("code.py", "README.md"):
+        (tmp_path / name).write_text("first")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "--short", "HEAD")
+    assert described() == head
+    (tmp_path / "README.md").write_text("second")
+    (tmp_path / "record.csv").write_text("new")
+    assert described() == head
+    (tmp_path / "code.py").write_text("second")
+    assert described() == f"{head}-dirty"

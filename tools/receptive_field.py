@@ -16,6 +16,7 @@ from torch import nn
 
 from command_line import Parser, RunError, exit_code
 from mnist import IMAGE_SIZE
+from model4 import Residual
 from run_folder import MODELS, write_atomically
 
 RF_MD = Path(__file__).parents[1] / "RF.md"
@@ -36,7 +37,8 @@ multiplies the jump for the layers that follow:
 
 Both are 1 at the input. Padding moves the fields and leaves their size alone. Batch
 normalisation, activation and dropout treat each position by itself: they change neither number
-and have no row below. A linear layer on a 1 x 1 map is a 1x1 convolution.
+and have no row below. A linear layer on a 1 x 1 map is a 1x1 convolution. A residual block has
+the field of its longer path.
 
 The column *measured* checks this arithmetic. The model, with random weights, reads random images
 three times as wide and as high as a digit, so that no border cuts off a field. The value in the
@@ -53,7 +55,8 @@ draws it:
 """
 
 NAMES = {  # of the layers that get a row; the others treat each position by itself
-    nn.Conv2d: "convolution {0.in_channels} to {0.out_channels}",
+    nn.Conv2d: "{kind} {0.in_channels} to {0.out_channels}",
+    Residual: "residual block",
     nn.MaxPool2d: "max pool",
     nn.AvgPool2d: "average pool",
     nn.Linear: "linear {0.in_features} to {0.out_features}",
@@ -61,17 +64,18 @@ NAMES = {  # of the layers that get a row; the others treat each position by its
 
 
 def chain(model: nn.Module) -> list[nn.Module]:
-    """The layers of `model` in the order in which they run; puts it into evaluation mode."""
-    layers: list[nn.Module] = []
-    hooks = [
-        module.register_forward_hook(lambda layer, inputs, output: layers.append(layer))
-        for module in model.modules()
-        if not list(module.children())
-    ]
-    model.eval()(torch.zeros(1, 1, IMAGE_SIZE, IMAGE_SIZE))
-    for hook in hooks:
-        hook.remove()
-    return layers
+    """The layers of `model` in the order in which they run; puts it into evaluation mode.
+
+    A residual block is one layer: its field is that of its longer path.
+    """
+
+    def flat(module: nn.Module) -> list[nn.Module]:
+        parts = list(module.children())
+        if isinstance(module, Residual) or not parts:
+            return [module]
+        return [layer for part in parts for layer in flat(part)]
+
+    return flat(model.eval())
 
 
 def geometry(layer: nn.Module) -> tuple[int, ...]:
@@ -130,7 +134,9 @@ def table(name: str) -> str:
             sizes = "/".join(map(str, geometry(layer)))
             shape = " x ".join(map(str, features.shape[1:]))
             extent = " x ".join(map(str, measured))
-            rows.append((NAMES[type(layer)].format(layer), sizes, shape, *field, extent))
+            kind = "depthwise" if getattr(layer, "groups", 1) > 1 else "convolution"
+            name = NAMES[type(layer)].format(layer, kind=kind)
+            rows.append((name, sizes, shape, *field, extent))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     title = f"## {type(model).__name__}: {parameters:,} parameters, receptive field {field[0]} px"
     lines = (

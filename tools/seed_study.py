@@ -54,6 +54,7 @@ from tools.records import (
 from train import RECIPES, Recipe, run, training_code
 
 STUDIED = "strong"  # the recipe whose runs the README shows epoch by epoch
+CONNECT_SECONDS = 10  # for the scheduler of a cluster to answer
 Job = tuple[str, Recipe, int, int]  # model name, recipe, seed, images held out
 
 
@@ -125,7 +126,7 @@ def workers(processes: int | None, scheduler: str | None) -> Iterator[tuple[Exec
     from distributed import Client
 
     try:
-        client = Client(scheduler, timeout=10)
+        client = Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"--scheduler {scheduler}: nobody answers there ({reason})") from None
