@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from PIL import Image, ImageFilter
 
 import predict
 from command_line import UsageError
+from mnist import normalize, views
+from run_folder import MODELS
 
 Random = np.random.Generator
 PER_KIND = 12
@@ -149,9 +151,12 @@ KINDS: list[Callable[[np.ndarray, Random], bytes]] = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
     """Pictures are small: more threads only wait for each other."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +194,12 @@ def test_plain_exports(mnist: Digits) -> None:
         seen.append(predict.to_mnist(Image.open(exported)))
     seen = torch.stack(seen)
     assert (seen.float() - images.float()).abs().mean() < 1  # of 255: almost unchanged
-    _, model = predict.load_weights(predict.WEIGHTS_DIR / "model3.pt", "model3")
-    guesses = predict.predict(model, seen).argmax(dim=1)
+    guesses = predict.classify(predict.load_network("model3", None, False), seen).argmax(dim=1)
     assert (guesses == labels).float().mean() >= 0.99
 
 
 def test_a_digit_is_fitted_and_centred_as_mnist_is() -> None:
-    image = predict.fit_and_centre(torch.ones(40, 16)).float()
+    image = torch.from_numpy(predict.fit_and_centre(np.ones((40, 16)))).float()
     rows, columns = image.nonzero().T
     assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (20, 8)
     assert image.max() == 255
@@ -211,6 +215,119 @@ def test_transparency_shows_paper(ink: int) -> None:
     image = predict.to_mnist(Image.fromarray(bar)).float()
     assert image[14, 14] == 255
     assert image[14, 4] == 0
+
+
+@pytest.fixture
+def photos(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-photo-*"))[:5]
+
+
+def guesses_of_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> torch.Tensor:
+    """The probabilities (N, 10) that the command line prints."""
+    assert predict.main([*arguments, "--json", "--top", "10"]) == 0
+    chances = []
+    for row in json.loads(capsys.readouterr().out):
+        by_digit = {guess["digit"]: guess["confidence"] for guess in row["top"]}
+        chances.append([by_digit[digit] for digit in range(10)])
+    return torch.tensor(chances)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({}, []),
+        ({"tta": True}, ["--tta"]),
+        ({"model": "model1", "tta": True}, ["--model", "model1", "--tta"]),
+        (
+            {"weights": predict.WEIGHTS_DIR / "model2.pt"},
+            ["--weights", str(predict.WEIGHTS_DIR / "model2.pt")],
+        ),
+    ],
+    ids=["defaults", "tta", "model1 and tta", "weights"],
+)
+def test_a_program_gets_what_the_command_line_says(
+    options: dict[str, object],
+    arguments: list[str],
+    photos: list[Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = guesses_of_command([*map(str, photos), *arguments], capsys)
+    for path, chances in zip(photos, expected):
+        with Image.open(path) as picture:
+            for source in (path, str(path), picture, picture.convert("RGB")):
+                found = predict.probabilities(source, **options)
+                assert [type(chance) for chance in found] == [float] * 10
+                torch.testing.assert_close(torch.tensor(found), chances, atol=1e-5, rtol=0)
+
+
+def test_tta_averages_the_softmax_over_nine_views(
+    photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = guesses_of_command([*map(str, photos), "--tta"], capsys)
+    seen = torch.stack([predict.to_mnist(path) for path in photos])[:, None]
+    model = MODELS[predict.DEFAULT_MODEL]().eval()
+    weights = predict.WEIGHTS_DIR / f"{predict.DEFAULT_MODEL}.pt"
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    with torch.no_grad():
+        guesses = [model(view).softmax(dim=1) for view in views(normalize(seen / 255))]
+    assert len(guesses) == 9
+    torch.testing.assert_close(found, sum(guesses) / 9, atol=1e-5, rtol=0)
+    assert not torch.allclose(found, guesses[0], atol=1e-4)
+
+
+def test_a_program_reads_weights_once(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = predict.probabilities(photos[0])
+    monkeypatch.setattr(predict, "load_weights", None)
+    assert predict.probabilities(photos[0]) == first
+
+
+def test_a_program_gets_one_kind_of_error(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UsageError, match=r"text\.png: not a picture"):
+        predict.probabilities(tmp_path / "text.png")
+    with pytest.raises(UsageError, match=r"missing\.png: No such file"):
+        predict.probabilities(str(tmp_path / "missing.png"))
+    with pytest.raises(UsageError, match=r"^nothing stands out"):
+        predict.probabilities(Image.new("L", (40, 60), 128))
+    with pytest.raises(UsageError, match="model9"):
+        predict.probabilities(Image.new("L", (40, 60)), model="model9")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_large_picture_is_read_as_a_small_one(kind: str, mnist: Digits, tmp_path: Path) -> None:
+    """12 megapixels, turned as EXIF says, with a digit of a tenth of the width."""
+    digit = Image.fromarray(255 - mnist["test"][0][0, 0].numpy())  # a 7
+    sheet = Image.new("L", (4000, 3000), 255)
+    sheet.paste(digit.resize((400, 400), Image.Resampling.BICUBIC), (3100, 700))
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    turned_sheet = sheet.transpose(TURNS[6])
+    path = tmp_path / "large"
+    turned_sheet.save(path, kind, exif=exif)
+    small = sheet.crop((2900, 500, 3500, 1100)).resize((300, 300), Image.Resampling.BOX)
+    difference = predict.to_mnist(path).float() - predict.to_mnist(small).float()
+    assert difference.abs().mean() < 4  # of 255
+    with Image.open(path) as picture:
+        predict.to_mnist(picture)
+        assert picture.size == turned_sheet.size  # the caller's picture stays as it is
+    chances = predict.probabilities(path)
+    assert chances.index(max(chances)) == 7
+
+
+def test_floats_beyond_all_bounds_are_no_digit() -> None:
+    pixels = np.full((40, 60), 3e38, dtype=np.float32)
+    pixels[10:30, 28:32] = (-3e38, np.nan, np.inf, -np.inf)
+    with pytest.raises(UsageError, match="nothing stands out"):
+        predict.to_mnist(Image.fromarray(pixels))
+
+
+def test_importing_predict_imports_torch_and_little_else() -> None:
+    command = "import predict, sys; print(*sys.modules)"
+    folder = Path(predict.__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert {"torchvision", "train", "matplotlib"}.isdisjoint(done.stdout.split())
 
 
 def test_show_writes_what_the_network_saw(folder: Path, tmp_path: Path) -> None:
@@ -255,7 +372,7 @@ def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits) -> None:
         ([], "PICTURE"),
         (["a.png", "--top", "0"], "--top"),
         (["a.png", "--top", "11"], "--top"),
-        (["a.png", "--model", "model4"], "--model"),
+        (["a.png", "--model", "model9"], "--model"),
         (["a.png", "--weights", "missing.pt"], "missing.pt"),
         (["a.png", "--weights", ""], "--weights"),
         (["a.png", "--model", "model1", "--weights", "weights/model3.pt"], "weights/model3.pt"),
