@@ -14,6 +14,7 @@ into 20 x 20 pixels and centred in 28 x 28 by its centre of mass. In a program, 
 does the same for one picture.
 """
 
+import command_line  # isort: skip  # first: it keeps Ctrl-C quiet while torch is imported
 import argparse
 import functools
 import io
@@ -29,7 +30,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor, nn
 
-from command_line import Parser, UsageError, exit_code, some_path, whole_number
+from command_line import UsageError, some_path, whole_number
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
 from run_folder import MODELS, load_weights, write_atomically
 
@@ -278,7 +279,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = Parser("predict.py", __doc__)
+    parser = command_line.Parser("predict.py", __doc__)
     add = parser.add_argument
     add("pictures", nargs="+", type=some_path, metavar="PICTURE", help="one digit on each")
     add("--model", choices=[*MODELS], help=f"the network (default: {DEFAULT_MODEL})")
@@ -287,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--tta", action="store_true", help="average the guesses on nine views of each picture")
     add("--json", action="store_true", help="print JSON in place of the table")
     add("--show", action="store_true", help="write what the network saw to PICTURE-seen.png")
-    return exit_code("predict.py", run, parser.parse_args(argv))
+    return command_line.exit_code("predict.py", run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import train
 from command_line import train_parser
 from mnist import Loader
 from run_folder import MODELS, load_weights
-from tools import ablation
+from tools import ablation, benchmark
 from tools.records import (
     RESULTS,
     accuracies,
@@ -24,7 +24,7 @@ from tools.records import (
     wilson_interval,
     with_tables,
 )
-from tools.seed_study import readme_tables, statistics_table
+from tools.seed_study import epochs_document, readme_tables, statistics_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -32,10 +32,11 @@ README = (ROOT / "README.md").read_text()
 
 def test_readme_tables_are_those_of_the_records() -> None:
     tables = readme_tables(read_records()) | {
-        "ablation": ablation.table(read_records(ablation.ABLATION))
+        "ablation": ablation.table(read_records(ablation.ABLATION)),
+        "benchmark": benchmark.table(benchmark.read(benchmark.FOLDER)),
     }
     assert with_tables(README, tables) == README
-    assert (RESULTS / "seeds.md").read_text() == statistics_table(read_records()) + "\n"
+    assert (RESULTS / "epochs.md").read_text() == epochs_document(read_records())
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -98,10 +99,11 @@ def test_statistics_by_hand() -> None:
         seed: [{"test_acc": accuracy} for accuracy in (98.0, 99.4, 99.5, 99.5, third, value)]
         for seed, (third, value) in enumerate(zip((99.39, 99.5, 99.4), last))
     }
-    table = statistics_table({("model3", "classic"): seeds})
+    views = {("model3", "classic"): [99.5, 99.6]}
+    table = statistics_table({("model3", "classic"): seeds}, views)
     cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
     assert cells[2:8] == ["3", "**99.500 %**", "0.248", "0.100", "99.40 %", "99.60 %"]
-    assert cells[8:] == ["99.477 %", "2 of 3 (21-94 %)"]
+    assert cells[8:] == ["2 of 3 (21-94 %)", "99.550 %"]
     assert interval(np.array(last)) == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
 
 

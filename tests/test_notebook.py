@@ -1,11 +1,17 @@
 """The notebook: committed with its outputs, and still working from top to bottom."""
 
+import os
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from tools import receptive_field, records, seed_study
 
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / "mnist_sub_8k.ipynb"
@@ -45,12 +51,57 @@ def test_it_imports_the_code_and_copies_none(notebook: nbformat.NotebookNode) ->
     assert re.search("^import train$", "\n".join(sources), flags=re.MULTILINE)
 
 
-def test_its_badge_and_its_first_cell_name_the_same_repository(
-    notebook: nbformat.NotebookNode,
-) -> None:
-    (owned,) = re.findall(
-        r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/mnist_sub_8k\.ipynb",
-        notebook.cells[0].source,
+def test_its_tables_are_those_of_the_records(notebook: nbformat.NotebookNode) -> None:
+    shown = "\n".join(
+        str(output.get("data", {}).get("text/markdown", ""))
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
     )
-    assert f"https://github.com/{owned}" in notebook.cells[1].source
-    assert owned in (ROOT / "README.md").read_text()
+    found = records.read_records()
+    for table in (
+        seed_study.attempts_table(found, "strong"),
+        seed_study.statistics_table(found, records.read_views()),
+        receptive_field.table("model3"),
+    ):
+        assert table in shown
+
+
+def first_cell(notebook: nbformat.NotebookNode) -> str:
+    return next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+def run_first_cell(notebook: nbformat.NotebookNode, folder: Path) -> subprocess.CompletedProcess:
+    """Run it in `folder`, with a pip that installs nothing and says what it was asked for."""
+    (folder / "pip.py").write_text("import sys; print('pip', *sys.argv[1:])")
+    code = first_cell(notebook) + "\nimport train; print(Path(train.__file__).parent.name)"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_its_first_cell_works_beside_a_zip_of_the_repository(
+    notebook: nbformat.NotebookNode, tmp_path: Path
+) -> None:
+    """As in Colab after an upload: GitHub's zips hold a folder with the name of the branch."""
+    with zipfile.ZipFile(tmp_path / "upload.zip", "w") as archive:
+        archive.writestr("some-name-main/train.py", "")
+        archive.writestr("some-name-main/requirements.txt", "")
+    done = run_first_cell(notebook, tmp_path)
+    assert done.stdout.split("\n")[:2] == ["pip install -q -r requirements.txt", "some-name-main"]
+
+
+def test_its_first_cell_does_nothing_in_a_clone(
+    notebook: nbformat.NotebookNode, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text("")
+    assert run_first_cell(notebook, tmp_path).stdout == f"{tmp_path.name}\n"
+
+
+def test_it_names_no_place_that_may_not_be_there(
+    notebook: nbformat.NotebookNode, tmp_path: Path
+) -> None:
+    texts = [(ROOT / "README.md").read_text(), *(cell.source for cell in notebook.cells)]
+    assert not any("OWNER" in text or "colab.research" in text for text in texts)
+    assert not re.search(r"https?://|git clone|\bgit\b", first_cell(notebook))
+    assert "put this notebook into a clone" in run_first_cell(notebook, tmp_path).stderr

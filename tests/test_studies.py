@@ -38,10 +38,22 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_a_seed_leaves_a_record(small_mnist: dict, tmp_path: Path) -> None:
-    config, records = train_one_seed(JOB, tmp_path / "work")
-    assert len(records) == 2
-    keep_record(tmp_path / "records", config, records)
+def test_a_seed_leaves_a_record(
+    small_mnist: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(seed_study, "load_mnist", train.load_mnist)  # the small one
+
+    config, trained = train_one_seed(JOB, tmp_path / "work")
+    assert len(trained) == 2
+    keep_record(tmp_path / "records", config, trained)
+    command = ["--evaluate", str(tmp_path / "work" / "model3-strong-seed5" / "weights.pt"), "--tta"]
+    assert train.main(command) == 0
+    views = config["views_acc"]
+    assert "model3, mean of nine views: test loss" in (out := capsys.readouterr().out)
+    assert f"test accuracy {views:.2f} %" in out
     path = tmp_path / "records" / "model3-strong-seed5.csv"
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -50,11 +62,12 @@ def test_a_seed_leaves_a_record(small_mnist: dict, tmp_path: Path) -> None:
         ("model3", "strong", "5", "1"),
         ("model3", "strong", "5", "2"),
     ]
-    assert [float(row["test_acc"]) for row in rows] == [record["test_acc"] for record in records]
+    assert [float(row["test_acc"]) for row in rows] == [row["test_acc"] for row in trained]
     settings = json.loads(path.with_suffix(".json").read_text())
     assert settings["recipe"] == dataclasses.asdict(RECIPE)
+    assert records.read_views(tmp_path / "records") == {("model3", "strong"): [views]}
     assert str(tmp_path) not in path.with_suffix(".json").read_text()
-    assert read_records(tmp_path / "records")["model3", "strong"][5] == records
+    assert read_records(tmp_path / "records")["model3", "strong"][5] == trained
 
 
 def test_a_run_on_record_is_repeated_only_when_what_decides_it_has_changed(

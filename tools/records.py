@@ -69,6 +69,17 @@ def read_records(folder: Path = RUNS) -> Records:
     return {key: dict(sorted(seeds.items())) for key, seeds in sorted(records.items())}
 
 
+def read_views(folder: Path = RUNS) -> dict[tuple[str, str], list[float]]:
+    """Test accuracy in % by nine views of each image, of each run that has it on record."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for path in sorted(folder.glob("*.json")):
+        config = json.loads(path.read_text())
+        if "views_acc" in config:
+            name = (config["model"], config["recipe"]["name"])
+            found.setdefault(name, []).append(config["views_acc"])
+    return found
+
+
 # ---------------------------------------------------------------------------- statistics
 
 
