@@ -34,7 +34,7 @@ from command_line import UsageError, some_path, whole_number
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
 from run_folder import MODELS, load_weights, write_atomically
 
-DEFAULT_MODEL = "model3"
+DEFAULT_MODEL = "model4"
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 WORKING_SIZE = 4 * IMAGE_SIZE  # pixels: pictures are looked at no larger than this

@@ -310,7 +310,9 @@ def plot_curves(records: list[EpochRecord], split: str, title: str) -> bytes:
         axis.set(xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes["acc"].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    figure.legend(
+        *axes["acc"].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False
+    )
     figure.suptitle(title, x=0.02, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120)

@@ -12,6 +12,7 @@ results/seeds.png are made from all the records in results/runs.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import multiprocessing
@@ -20,9 +21,8 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
-    Executor,
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
@@ -66,12 +66,14 @@ from train import RECIPES, TEST_BATCH_SIZE, Recipe, evaluate, run, training_code
 STUDIED = "strong"  # the recipe whose runs the README shows epoch by epoch
 CONNECT_SECONDS = 10  # for the scheduler of a cluster to answer
 Job = tuple[str, Recipe, int, int]  # model name, recipe, seed, images held out
+Outcome = tuple[dict[str, Any], list[dict[str, Any]]]  # settings and rows of a run
+Task = Callable[[Job, Path], Outcome]  # trains a job in a folder
 
 
 # ------------------------------------------------------------------------------ training
 
 
-def train_one_seed(job: Job, work_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def train_one_seed(job: Job, work_dir: Path) -> Outcome:
     """Train a network on one thread in a folder of its own under `work_dir`; settings and rows.
 
     A relative `work_dir` is one of this clone, on whatever machine it is.
@@ -122,22 +124,20 @@ def end_with_the_study() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_a_process_of_its_own(
-    job: Job, work_dir: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """`train_one_seed`, so that a process that is killed takes no other run with it."""
+def in_a_process_of_its_own(task: Task, job: Job, work_dir: Path) -> Outcome:
+    """Call `task`, so that a process that is killed takes no other run with it."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, end_with_the_study) as process:
-        return process.submit(train_one_seed, job, work_dir).result()
+        return process.submit(task, job, work_dir).result()
 
 
 @contextlib.contextmanager
-def workers(processes: int | None, scheduler: str | None) -> Iterator[tuple[Executor, Any]]:
-    """What runs the jobs, here or on the cluster of a Dask `scheduler`, and the job to submit."""
+def workers(task: Task, processes: int | None, scheduler: str | None) -> Iterator[Callable]:
+    """A function that submits (job, work_dir) to `task`, here or on the cluster of `scheduler`."""
     if scheduler is None:
         pool = ThreadPoolExecutor(processes or os.cpu_count())
         try:
-            yield pool, in_a_process_of_its_own
+            yield functools.partial(pool.submit, in_a_process_of_its_own, task)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -151,7 +151,7 @@ def workers(processes: int | None, scheduler: str | None) -> Iterator[tuple[Exec
         reason = str(error).partition("\n")[0]
         raise UsageError(f"--scheduler {scheduler}: nobody answers there ({reason})") from None
     with client, client.get_executor(pure=False) as pool:
-        yield pool, train_one_seed
+        yield functools.partial(pool.submit, task)
 
 
 def train_seeds(
@@ -160,8 +160,11 @@ def train_seeds(
     work_dir: Path = Path("runs", "study"),
     processes: int | None = None,
     scheduler: str | None = None,
+    task: Task | None = None,
 ) -> None:
     """Train every job that has no record of today's code, and keep its record as it ends.
+
+    `task` trains one, `train_one_seed` unless another is given.
 
     Raises RunError in the end when a run failed or its process was killed; the others are kept.
     """
@@ -175,8 +178,8 @@ def train_seeds(
     if not todo:
         return
     (ROOT / work_dir).mkdir(parents=True, exist_ok=True)
-    with workers(processes, scheduler) as (pool, train):
-        futures: dict[Future, Job] = {pool.submit(train, job, work_dir): job for job in todo}
+    with workers(task or train_one_seed, processes, scheduler) as submit:
+        futures: dict[Future, Job] = {submit(job, work_dir): job for job in todo}
         for future in as_completed(futures):
             model_name, recipe, seed, _ = futures[future]
             title = f"{model_name}, {recipe.name}, seed {seed}"

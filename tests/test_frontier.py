@@ -1,0 +1,64 @@
+"""Smaller sizes of model4: which there are, what is said of them, what is drawn."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from run_folder import MODELS
+from tools import frontier
+
+
+@pytest.fixture
+def sizes() -> Iterator[list[str]]:
+    before = dict(MODELS)
+    yield frontier.add_sizes()
+    MODELS.clear()
+    MODELS.update(before)
+
+
+def test_sizes_have_the_parameters_of_their_names(sizes: list[str]) -> None:
+    assert len(sizes) == 6
+    for name in sizes:
+        model = MODELS[name]()
+        assert name == f"model4-{frontier.parameters(model)}"
+        assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    counts = [int(name.partition("-")[2]) for name in sizes]
+    assert counts == sorted(counts) and 1_000 <= counts[0] < 1_100 and counts[-1] < 7_556
+
+
+def test_a_size_is_decided_by_the_file_of_model4(sizes: list[str]) -> None:
+    assert train.training_code(sizes[0]) == train.training_code("model4")
+
+
+def made_up(last: float, low: float, seeds: int) -> dict[int, list[dict[str, float]]]:
+    """Runs of 15 epochs that end at `last`, the first of them with one late epoch at `low`."""
+    rows = {seed: [{"test_acc": last} for _ in range(15)] for seed in range(seeds)}
+    rows[0][-3] = {"test_acc": low}
+    return rows
+
+
+def test_sentence_names_the_smallest_that_every_seed_meets(sizes: list[str]) -> None:
+    records = {
+        (sizes[2], "strong"): made_up(99.5, 99.39, 5),  # one epoch of one seed below
+        (sizes[4], "strong"): made_up(99.5, 99.4, 5),
+        (sizes[5], "strong"): made_up(99.6, 99.6, 5),
+        ("model1", "classic"): made_up(99.6, 99.6, 3),  # of another recipe
+    }
+    text = frontier.sentence(records)
+    count = int(sizes[4].partition("-")[2])
+    assert f"**{count:,}** (5 seeds, 99.50 % on average" in text
+    del records[sizes[4], "strong"], records[sizes[5], "strong"]
+    assert frontier.sentence(records).startswith("No size")
+
+
+def test_picture_has_every_network_once(sizes: list[str]) -> None:
+    records = {(name, "strong"): made_up(99.0, 98.9, 5) for name in (*sizes, "model3", "model4")}
+    with Image.open(io.BytesIO(frontier.plot(records))) as picture:
+        assert picture.format == "PNG" and picture.width == 1080
+    assert [count for count, _ in frontier.networks(records).values()] == sorted(
+        frontier.parameters(MODELS[name]()) for name, _ in records
+    )

@@ -1,0 +1,148 @@
+"""Say how few parameters are enough: train smaller sizes of model4, five seeds each.
+
+    python -m tools.frontier                 # trains what is missing, one process a core
+
+Network, sizes and recipe ("strong") are fixed beforehand; accuracies are those of the test set at
+the last epoch. Records are in results/frontier; results/frontier.png and the sentence in README.md
+are made from them, from those in results/runs, and from what others have published.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from command_line import exit_code
+from model4 import Model_4
+from run_folder import MAX_PARAMETERS, MIN_ACCURACY, MODELS, write_atomically
+from tools.records import RESULTS, Records, accuracies, meets, read_records, update_readme
+from tools.seed_study import STUDIED, Job, Outcome, study_parser, train_one_seed, train_seeds
+from train import RECIPES
+
+FRONTIER = RESULTS / "frontier"
+PICTURE = RESULTS / "frontier.png"
+SEEDS = [0, 1, 2, 3, 4]
+SIZES = [  # channels of the stem's two convolutions, and of the blocks
+    ((4, 5), 9),
+    ((4, 6), 13),
+    ((5, 8), 16),
+    ((6, 9), 20),
+    ((6, 10), 24),
+    ((7, 11), 29),
+]
+PUBLISHED = {  # name: parameters, test accuracy in %; one run each, by their authors
+    "EVA6": (7_496, 99.56),
+    "ERAV2": (7_878, 99.51),
+    "EVA4": (9_994, 99.61),
+    "mnist-minimal-model": (1_936, 99.1),
+    "Parameter-Efficient-MNIST": (697, 99.0),
+}
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of parameters of a network."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def add_sizes() -> list[str]:
+    """Add the sizes to MODELS, each under the name model4-PARAMETERS; their names."""
+    names = []
+    for stem, width in SIZES:
+
+        class Sized(Model_4):
+            def __init__(self, stem: tuple[int, int] = stem, width: int = width) -> None:
+                super().__init__(stem, width)
+
+        Sized.__module__ = Model_4.__module__  # the file that decides what it comes to
+        names.append(f"model4-{parameters(Sized())}")
+        MODELS[names[-1]] = Sized
+    return names
+
+
+def train_one_size(job: Job, work_dir: Path) -> Outcome:
+    """`train_one_seed` in a process that does not know the sizes yet."""
+    add_sizes()
+    return train_one_seed(job, work_dir)
+
+
+def networks(records: Records) -> dict[str, tuple[int, np.ndarray]]:
+    """Parameters and accuracies (seeds, epochs) of each network under "strong", smallest first."""
+    found = {
+        model: (parameters(MODELS[model]()), accuracies(seeds))
+        for (model, recipe), seeds in records.items()
+        if recipe == STUDIED
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1][0]))
+
+
+def sentence(records: Records) -> str:
+    """The fewest parameters with which every seed tried meets the accuracy of the challenge."""
+    for count, accuracy in networks(records).values():
+        if meets(accuracy).all():
+            return (
+                f"The fewest parameters with which every seed tried has its last five epochs "
+                f"≥ {MIN_ACCURACY} %: **{count:,}** ({len(accuracy)} seeds, "
+                f"{accuracy[:, -1].mean():.2f} % on average at the last epoch)."
+            )
+    return f"No size has its last five epochs ≥ {MIN_ACCURACY} % on every seed."
+
+
+def plot(records: Records) -> bytes:
+    """Parameters against test accuracy as a PNG: mean and range of ours, the published as dots."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(MIN_ACCURACY, color="C1", linewidth=1)
+    axes.axvline(MAX_PARAMETERS, color="C1", linewidth=1)
+    ours = networks(records)
+    for name, (count, accuracy) in ours.items():
+        last = accuracy[:, -1]
+        is_model4 = name.startswith("model4")
+        style = {"color": "C0" if is_model4 else "C2", "marker": "o" if is_model4 else "s"}
+        spread = [[last.mean() - last.min()], [last.max() - last.mean()]]
+        axes.errorbar(count, last.mean(), spread, capsize=3, **style)
+        if "-" not in name:
+            note = {"xytext": (8, -4), "textcoords": "offset points", "color": style["color"]}
+            axes.annotate(name, (count, last.mean()), **note)
+    line = [(count, a[:, -1].mean()) for name, (count, a) in ours.items() if "model4" in name]
+    axes.plot(*zip(*line), color="C0", linewidth=1, label="model4 and smaller sizes of it")
+    for name, (count, accuracy) in PUBLISHED.items():
+        axes.plot(count, accuracy, "x", color="gray")
+        note = {"xytext": (-6, 6), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+        axes.annotate(name, (count, accuracy), color="gray", **note)
+    axes.set(xscale="log", xlim=(400, 20_000), xlabel="parameters", ylabel="test accuracy (%)")
+    axes.set_xticks([500, 1_000, 2_000, 4_000, 8_000, 16_000])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.minorticks_off()
+    axes.set_title("Mean and range over seeds; crosses: one published run each", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    return buffer.getvalue()
+
+
+def explore(args: argparse.Namespace) -> None:
+    """Train what is missing, then bring picture and sentence up to date."""
+    names = add_sizes()
+    jobs = [(name, RECIPES[STUDIED], seed, 0) for seed in args.seeds for name in names]
+    work_dir = Path("runs", "frontier")
+    train_seeds(jobs, FRONTIER, work_dir, args.processes, args.scheduler, train_one_size)
+    records = read_records(FRONTIER) | read_records()
+    write_atomically(PICTURE, plot(records))
+    print(sentence(records))
+    picture = "![Parameters against test accuracy](results/frontier.png)"
+    update_readme({"frontier": f"{sentence(records)}\n\n{picture}"})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    prog = "python -m tools.frontier"
+    return exit_code(prog, explore, study_parser(prog, __doc__, SEEDS).parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
