@@ -199,35 +199,47 @@ function convolve(layer, input) {
   const result = newMaps(
     channels, Math.floor((height - size) / stride) + 1, Math.floor((width - size) / stride) + 1);
   const {height: rows, width: columns, values: sums} = result;
-  const [read, area] = [deep / groups, rows * columns];
-  let at = 0; // in filters
+  const [read, area, taps] = [deep / groups, rows * columns, size * size];
   for (let channel = 0; channel < channels; channel++) {
     const first = Math.floor((channel * groups) / channels) * read;
     sums.fill(bias[channel], channel * area, (channel + 1) * area);
-    for (let map = first; map < first + read; map++) {
-      for (let y = 0; y < size; y++, at += size) {
-        for (let row = 0; row < rows; row++) {
-          const from = (map * height + row * stride + y) * width;
-          const to = channel * area + row * columns;
-          if (size === 3 && stride === 1) { // nearly all the work: three products at a time
-            const [a, b, c] = [filters[at], filters[at + 1], filters[at + 2]];
-            for (let x = 0; x < columns; x++) {
-              const place = from + x;
-              sums[to + x] += a * values[place] + b * values[place + 1] + c * values[place + 2];
-            }
-            continue;
-          }
-          for (let x = 0; x < size; x++) {
-            const factor = filters[at + x];
-            for (let column = 0; column < columns; column++) {
-              sums[to + column] += factor * values[from + column * stride + x];
-            }
-          }
-        }
-      }
+    for (let map = 0; map < read; map++) {
+      const from = (first + map) * height * width;
+      const filter = filters.subarray((channel * read + map) * taps);
+      const run = size === 3 && stride === 1 ? addThreeByThree : addAny;
+      run(filter, values, from, width, sums, channel * area, rows, columns, size, stride);
     }
   }
   return result;
+}
+
+/** Add to the sums at `to` what a filter makes of the map at `from`. */
+function addAny(filter, values, from, width, sums, to, rows, columns, size, stride) {
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      let sum = 0;
+      for (let y = 0; y < size; y++) {
+        const place = from + (row * stride + y) * width + column * stride;
+        for (let x = 0; x < size; x++) sum += filter[y * size + x] * values[place + x];
+      }
+      sums[to++] += sum;
+    }
+  }
+}
+
+/** The same for 3 x 3 filters, which have nearly all of the work. */
+function addThreeByThree(filter, values, from, width, sums, to, rows, columns) {
+  const [a, b, c, d, e, f, g, h, i] = filter;
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      const top = from + row * width + column;
+      const middle = top + width;
+      const bottom = middle + width;
+      sums[to++] += a * values[top] + b * values[top + 1] + c * values[top + 2]
+        + d * values[middle] + e * values[middle + 1] + f * values[middle + 2]
+        + g * values[bottom] + h * values[bottom + 1] + i * values[bottom + 2];
+    }
+  }
 }
 
 /** The most or the mean of each window; without a size, of all of a map. */
@@ -327,7 +339,7 @@ function picture() {
 // ------------------------------------------------------------------------- what is shown
 
 const SHOWN_LAYERS = 3;
-let colours = []; // from paper to most, 256 times [red, green, blue]
+let colours; // from paper to most, 256 of them, as canvases have them in memory
 let asked = false;
 let speaking;
 
@@ -336,21 +348,22 @@ function readColours() {
   const style = getComputedStyle(document.documentElement);
   const stops = [0, 1, 2].map((number) =>
     style.getPropertyValue(`--map${number}`).match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16)));
-  colours = Array.from({length: 256}, (_, level) => {
+  const bytes = new Uint8ClampedArray(4 * 256).fill(255); // red, green, blue, opacity
+  for (let level = 0; level < 256; level++) {
     const [from, to] = level < 128 ? [stops[0], stops[1]] : [stops[1], stops[2]];
     const share = level < 128 ? level / 128 : (level - 128) / 127;
-    return from.map((value, index) => value + share * (to[index] - value));
-  });
+    bytes.set(from.map((value, index) => value + share * (to[index] - value)), 4 * level);
+  }
+  colours = new Uint32Array(bytes.buffer);
 }
 
 /** Show values from 0 to `most`, row by row, on a canvas of that many pixels. */
 function paint(canvas, values, most) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
-  for (let at = 0; at < canvas.width * canvas.height; at++) {
-    const level = Math.round(255 * Math.min(1, Math.max(0, (values[at] ?? 0) / most)));
-    pixels.data.set(colours[level], 4 * at);
-    pixels.data[4 * at + 3] = 255;
+  const painted = new Uint32Array(pixels.data.buffer).fill(colours[0]);
+  for (let at = 0; at < values.length; at++) {
+    painted[at] = colours[Math.round(255 * Math.min(1, values[at] / most))];
   }
   context.putImageData(pixels, 0, 0);
 }
