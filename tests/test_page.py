@@ -297,7 +297,6 @@ def test_digits_of_all_kinds_are_recognised(opened: Browser) -> None:
             found = shown(opened)
             if found != str(digit):
                 wrong.append(f"{style} {digit}: {found}")
-    print(wrong)
     assert len(wrong) <= 3, wrong
 
 

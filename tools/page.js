@@ -388,12 +388,13 @@ function drawPad({strokes, image}) {
   }
   context.scale(side / FIELD, side / FIELD);
   for (const stroke of strokes) {
-    stroke.forEach((point, index) => {
-      const before = stroke[Math.max(0, index - 1)];
-      context.lineWidth = (before[2] + point[2]) / 2;
+    const middle = (a, b) => [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
+    stroke.forEach((point, index) => { // a curve from middle to middle, as smooth as a hand
+      const [before, after] = [stroke[index - 1] ?? point, stroke[index + 1] ?? point];
+      context.lineWidth = point[2];
       context.beginPath();
-      context.moveTo(before[0], before[1]);
-      context.lineTo(point[0], point[1] + (index ? 0 : 0.01)); // a dot has a length too
+      context.moveTo(...middle(before, point));
+      context.quadraticCurveTo(point[0], point[1] + 0.01, ...middle(point, after)); // or no dots
       context.stroke();
     });
   }
