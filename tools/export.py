@@ -1,7 +1,7 @@
 """Write a trained network as ONNX, a file that other languages and runtimes load without torch.
 
-    python -m tools.export weights/model3.pt                    # weights/model3.onnx
-    python -m tools.export weights/model3.pt --out digits.onnx --int8
+    python -m tools.export weights/model4.pt                    # weights/model4.onnx
+    python -m tools.export weights/model4.pt --out digits.onnx --int8
 
 Input `pixels`: (N, 1, 28, 28), float32 from 0 (paper) to 1 (ink). Output `logits`: (N, 10). The
 normalisation is inside, BatchNorm is folded into the convolutions, and the metadata say what it is.

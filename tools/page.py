@@ -102,9 +102,9 @@ def layers(module: nn.Module) -> list[dict[str, Any]]:
             size, stride = square(module.kernel_size), square(module.stride)
             return [{"kind": "max", "size": size, "stride": stride, "ceil": module.ceil_mode}]
         case nn.AvgPool2d():
-            only(module, padding=0, ceil_mode=False)
+            only(module, padding=0)
             size, stride = square(module.kernel_size), square(module.stride)
-            return [{"kind": "mean", "size": size, "stride": stride, "ceil": False}]
+            return [{"kind": "mean", "size": size, "stride": stride, "ceil": module.ceil_mode}]
         case nn.AdaptiveAvgPool2d():
             only(module, output_size=1)
             return [{"kind": "mean"}]  # of all there is
