@@ -231,7 +231,7 @@ def test_compact_leaves_the_code() -> None:
 def test_networks_read_as_pytorch_does(name: str, opened: Browser, mnist: Digits) -> None:
     images = mnist["test"][0][::10, 0].contiguous()
     _, model = load_weights(page.ROOT / "weights" / f"{name}.pt", name)
-    expected = predict.predict(model, images).numpy()
+    expected = predict.classify(model, images).numpy()
     found = guesses(opened, f"NETWORKS.find((entry) => entry.name === '{name}')", images)
     assert np.abs(found - expected).max() < 1e-3
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
