@@ -4,7 +4,7 @@ Target    Come close to the budget: two squeeze-and-expand blocks, each closed b
           pool and a 1x1 convolution, and a head that pools globally before it classifies.
 Result    Over three seeds: 99.30 % at the last epoch with the strong recipe, 99.27 % with the
           classic one; no epoch reaches 99.4 %. 9,382 parameters are still 1,382 too many.
-Analysis  It underfits: classic's train accuracy ends at 99.29 %, a third of a point below attempt 1.
+Analysis  It underfits: classic's train accuracy ends at 99.29 %, 0.3 points below attempt 1.
           The four 3x3 convolutions stop at a receptive field of 16 px, less than the 20 px that
           a digit is high; behind them there are only 1x1 convolutions and a mean, which cannot
           tell where a stroke is. Attempt 3 spends its parameters on depth, not on width.

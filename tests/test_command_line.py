@@ -153,7 +153,7 @@ def test_any_part_can_be_held_out(holdout: int, call: Call) -> None:
     ("line", "named"),
     [
         # names
-        ("--model model4", "--model"),
+        ("--model model9", "--model"),
         ("--model Model_3", "--model"),
         ("--model ''", "--model"),
         ("--model", "--model"),
@@ -182,6 +182,9 @@ def test_any_part_can_be_held_out(holdout: int, call: Call) -> None:
         ("--evaluate file --holdout 3", "--holdout"),
         ("--evaluate file --out-dir there", "--out-dir"),
         ("--resume run --out-dir there", "--out-dir"),
+        ("--tta", "--tta"),
+        ("--tta --dry-run", "--tta"),
+        ("--tta --resume run", "--tta"),
         # folders for the runs
         ("--out-dir file", "--out-dir"),
         ("--out-dir file/below", "--out-dir"),
