@@ -46,7 +46,7 @@ def smoothed_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     return -(targets * np.log(probabilities)).sum(axis=1), probabilities - targets
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["model1", "model2", "model3"])
 def test_learning_rate_after_each_epoch_is_the_published_one(name: str) -> None:
     with Path(__file__).with_name("published_epochs.csv").open(newline="") as file:
         published = [row["lr"] for row in csv.DictReader(file) if row["model"] == name]
