@@ -104,6 +104,9 @@ def test_statistics_by_hand() -> None:
     cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
     assert cells[2:8] == ["3", "**99.500 %**", "0.248", "0.100", "99.40 %", "99.60 %"]
     assert cells[8:] == ["2 of 3 (21-94 %)", "99.550 %"]
+    short = {seed: rows[-4:] for seed, rows in seeds.items()}
+    table = statistics_table({("model3", "fast"): short}, {})
+    assert table.splitlines()[-1].endswith("| 99.60 % | - | - |")
     assert interval(np.array(last)) == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
 
 

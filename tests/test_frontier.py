@@ -24,7 +24,7 @@ def test_sizes_have_the_parameters_of_their_names(sizes: list[str]) -> None:
     assert len(sizes) == 6
     for name in sizes:
         model = MODELS[name]()
-        assert name == f"model4-{frontier.parameters(model)}"
+        assert name == f"model4-{frontier.count_parameters(model)}"
         assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     counts = [int(name.partition("-")[2]) for name in sizes]
     assert counts == sorted(counts) and 1_000 <= counts[0] < 1_100 and counts[-1] < 7_556

@@ -222,7 +222,11 @@ MET = [98.0] * 9 + [99.6, 99.4, 99.45, 99.48, 99.40, 99.44]
         ),
         (Model_3, [*MET[:-2], 99.39, 99.5], ["NO   4 of the last 5", "is not met."]),
         (Model_3, [98.0, *MET], ["NO   16 epochs", "is not met."]),
-        (Model_3, [99.5] * 4, ["NO   4 of the last 5", "is not met."]),
+        (
+            Model_3,
+            [99.5] * 4,
+            ["NO   4 of the last 5", "which takes 5 epochs or more, is not met."],
+        ),
         (Model_1, MET, ["NO   13,808 parameters", "yes  5 of", "is not met."]),
     ],
     ids=["met", "one epoch short", "too long", "too short", "too large"],

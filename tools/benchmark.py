@@ -1,6 +1,6 @@
 """Time an epoch as this repository trains it beside the usual way, each alone on the machine.
 
-    python -m tools.benchmark                             # model3 by both recipes
+    python -m tools.benchmark                             # model3, strong and classic
     python -m tools.benchmark --images 2000 --rounds 1    # a trial, of which no record is kept
     python -m tools.benchmark --rounds 0                  # no timing: the README's table anew
 
@@ -236,7 +236,7 @@ def benchmark(args: argparse.Namespace) -> None:
     """Measure, print the table, and keep what is of all images."""
     device, runs = select_device(args.device), []
     if args.rounds:
-        for name in RECIPES if args.recipe == "both" else [args.recipe]:
+        for name in [args.recipe] if args.recipe else ["strong", "classic"]:
             job = Job(args.model, RECIPES[name], device, args.images, torch.get_num_threads())
             runs.append(measure(job, args.rounds))
             if args.images == ALL_IMAGES:
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog, __doc__)
     add = parser.add_argument
     add("--model", choices=list(MODELS), default="model3", help="default: %(default)s")
-    add("--recipe", choices=[*RECIPES, "both"], default="both", help="default: %(default)s")
+    add("--recipe", choices=[*RECIPES], help="default: strong, then classic")
     devices = ["auto", "cuda", "mps", "cpu"]
     add("--device", choices=devices, default="auto", help="default: %(default)s")
     add("--rounds", type=whole_number(0, 100), default=3, help="default: %(default)s")

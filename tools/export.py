@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from command_line import Parser, RunError, UsageError, exit_code, some_path
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, load_mnist
-from run_folder import load_weights, write_atomically
+from run_folder import count_parameters, load_weights, write_atomically
 from tools.folding import folded
 
 OPSET = 17  # of ONNX: what runtimes have understood since 2022
@@ -184,7 +184,7 @@ def export(args: argparse.Namespace) -> None:
     test_images, test_labels = load_mnist(args.data_dir, train=False)
     pixels = test_images.float() / 255
     expected = run_torch(model, pixels)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     description = f"{name}: which digit is it? {parameters:,} parameters, trained on MNIST."
 
     def facts(logits: Tensor, precision: str) -> dict[str, str]:

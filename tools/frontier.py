@@ -13,11 +13,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from command_line import exit_code
 from model4 import Model_4
-from run_folder import MAX_PARAMETERS, MIN_ACCURACY, MODELS, write_atomically
+from run_folder import (
+    MAX_PARAMETERS,
+    MIN_ACCURACY,
+    MODELS,
+    count_parameters,
+    write_atomically,
+)
 from tools.records import RESULTS, Records, accuracies, meets, read_records, update_readme
 from tools.seed_study import STUDIED, Job, Outcome, study_parser, train_one_seed, train_seeds
 from train import RECIPES
@@ -42,11 +47,6 @@ PUBLISHED = {  # name: parameters, test accuracy in %; one run each, by their au
 }
 
 
-def parameters(model: nn.Module) -> int:
-    """The number of parameters of a network."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def add_sizes() -> list[str]:
     """Add the sizes to MODELS, each under the name model4-PARAMETERS; their names."""
     names = []
@@ -57,7 +57,7 @@ def add_sizes() -> list[str]:
                 super().__init__(stem, width)
 
         Sized.__module__ = Model_4.__module__  # the file that decides what it comes to
-        names.append(f"model4-{parameters(Sized())}")
+        names.append(f"model4-{count_parameters(Sized())}")
         MODELS[names[-1]] = Sized
     return names
 
@@ -71,7 +71,7 @@ def train_one_size(job: Job, work_dir: Path) -> Outcome:
 def networks(records: Records) -> dict[str, tuple[int, np.ndarray]]:
     """Parameters and accuracies (seeds, epochs) of each network under "strong", smallest first."""
     found = {
-        model: (parameters(MODELS[model]()), accuracies(seeds))
+        model: (count_parameters(MODELS[model]()), accuracies(seeds))
         for (model, recipe), seeds in records.items()
         if recipe == STUDIED
     }

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from command_line import Parser, RunError, UsageError, exit_code
 from mnist import DATA_DIR, MEAN, STD, load_mnist
-from run_folder import MODELS, load_weights, write_atomically
+from run_folder import MODELS, count_parameters, load_weights, write_atomically
 from tools.folding import folded
 from tools.records import read_records
 
@@ -122,7 +122,7 @@ def network(name: str, accuracy: float) -> dict[str, Any]:
     _, model = load_weights(ROOT / "weights" / f"{name}.pt", name)
     return {
         "name": name,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count_parameters(model),
         "accuracy": f"{accuracy:.2f}",
         "layers": layers(folded(model)),
     }

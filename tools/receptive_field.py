@@ -17,7 +17,7 @@ from torch import nn
 from command_line import Parser, RunError, exit_code
 from mnist import IMAGE_SIZE
 from model4 import Residual
-from run_folder import MODELS, write_atomically
+from run_folder import MODELS, count_parameters, write_atomically
 
 RF_MD = Path(__file__).parents[1] / "RF.md"
 WIDE = 3 * IMAGE_SIZE  # pixels: on so wide an image no border cuts off the field in its middle
@@ -137,7 +137,7 @@ def table(name: str) -> str:
             kind = "depthwise" if getattr(layer, "groups", 1) > 1 else "convolution"
             name = NAMES[type(layer)].format(layer, kind=kind)
             rows.append((name, sizes, shape, *field, extent))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     title = f"## {type(model).__name__}: {parameters:,} parameters, receptive field {field[0]} px"
     lines = (
         f"| {layer:22} | {sizes:9} | {shape:12} | {field:>4} | {jump:>4} | {measured:>8} |"
