@@ -195,11 +195,8 @@ def train_seeds(
                 print(f"{title}: {type(error).__name__}: {reason}", file=sys.stderr)
                 continue
             last = accuracies({seed: rows})[0, -LAST_EPOCHS:]
-            print(
-                f"{title}: {last[-1]:.2f} % at the last "
-                f"epoch, {last.min():.2f} % or more in the last five",
-                flush=True,
-            )
+            lowest = f", {last.min():.2f} % or more in the last {len(last)}"
+            print(f"{title}: {last[-1]:.2f} % at the last epoch{lowest}", flush=True)
     if failed:
         raise RunError(f"not trained: {'; '.join(failed)}; the same command trains them again")
 
