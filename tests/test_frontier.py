@@ -60,5 +60,5 @@ def test_picture_has_every_network_once(sizes: list[str]) -> None:
     with Image.open(io.BytesIO(frontier.plot(records))) as picture:
         assert picture.format == "PNG" and picture.width == 1080
     assert [count for count, _ in frontier.networks(records).values()] == sorted(
-        frontier.parameters(MODELS[name]()) for name, _ in records
+        frontier.count_parameters(MODELS[name]()) for name, _ in records
     )
