@@ -4,7 +4,7 @@
     metrics.csv      a row an epoch
     checkpoint.pt    all that a resume needs
     curves.png       and, once it is finished,
-    weights.pt       the weights of the last epoch
+    weights.pt       the weights after the last epoch, or their average
 
 Files are written whole or not at all, and read without trusting them.
 """
@@ -249,9 +249,10 @@ def verdict(model: nn.Module, records: list[EpochRecord], split: str) -> str:
             reached == LAST_EPOCHS
         ),
     }
+    mean = f"{np.mean(accuracies[-3:]):.2f} % mean of the last three, "
     lines = [
         f"{'test' if split == 'test' else 'held-out'} accuracy {accuracies[-1]:.2f} % at the last "
-        f"epoch, {np.mean(accuracies[-3:]):.2f} % mean of the last three, "
+        f"epoch, {mean if len(accuracies) >= 3 else ''}"
         f"{max(accuracies):.2f} % best (epoch {np.argmax(accuracies) + 1})",
         *(f"  {'yes' if met else 'NO':3}  {text}" for text, met in checks.items()),
     ]
@@ -308,7 +309,8 @@ def plot_curves(records: list[EpochRecord], split: str, title: str) -> bytes:
             axes[name].plot(column("epoch"), values, color=color, marker=".", label=label)
     axes["acc"].axhline(MIN_ACCURACY, color="C1", linewidth=1, label=f"{MIN_ACCURACY} %")
     # The first epochs lie far below what is to be told apart above.
-    lowest = min(min(column(f"{split}_acc")[2:] or [0]), MIN_ACCURACY)
+    accuracy = column(f"{split}_acc")
+    lowest = min(*(accuracy[2:] or accuracy), MIN_ACCURACY)
     axes["acc"].set(ylabel="accuracy (%)", ylim=(lowest - (100 - lowest), 100))
     axes["loss"].set(ylabel="loss")
     axes["lr"].plot(column("epoch"), column("lr"), color="C2", marker=".")
@@ -321,6 +323,11 @@ def plot_curves(records: list[EpochRecord], split: str, title: str) -> bytes:
         *axes["acc"].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False
     )
     figure.suptitle(title, x=0.02, ha="left")
+    return png(figure)
+
+
+def png(figure: Any) -> bytes:
+    """A figure of matplotlib as a PNG, with 120 dots an inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120)
     return buffer.getvalue()
@@ -330,10 +337,14 @@ def plot_curves(records: list[EpochRecord], split: str, title: str) -> bytes:
 
 
 def fingerprint(*parts: object) -> str:
-    """Twelve hex digits of the source of modules, classes and functions, without comments."""
+    """Twelve hex digits of the source of modules, classes and functions, or of text that is code.
+
+    Comments and docstrings do not count.
+    """
     digest = hashlib.sha256()
     for part in parts:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+        source = part if isinstance(part, str) else inspect.getsource(part)
+        tree = ast.parse(textwrap.dedent(source))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr):

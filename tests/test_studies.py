@@ -1,5 +1,6 @@
 """Many seeds and the ablation: what is trained, what is kept, what dies and what goes on."""
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -97,7 +98,15 @@ def test_fingerprint_is_of_code_not_of_comments(tmp_path: Path) -> None:
         exec(compile(text, str(tmp_path / f"{name}.py"), "exec"), namespace)
         prints.append(train.run_folder.fingerprint(namespace["f"]))
     assert prints[0] == prints[1] != prints[2]
+    constants = [train.run_folder.fingerprint(text) for text in ("(0.13, 0.31)", "(0.13, 0.32)")]
+    assert constants[0] != constants[1]
     assert train.training_code("model1") != train.training_code("model2")
+
+
+def test_fingerprint_knows_the_scale_of_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = train.training_code("model3")
+    monkeypatch.setattr(train.mnist, "STD", 0.31)
+    assert train.training_code("model3") != before
 
 
 def test_a_half_finished_seed_goes_on_where_it_stopped(
@@ -307,9 +316,15 @@ def test_ablation_is_paired_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
         }
     )
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    assert rows[0] == ["nothing", "3", "99.400 %", "99.300 %", "0.9940"]
+    assert rows[0] == ["nothing: all of strong", "3", "99.400 %", "99.300 %", "0.9940"]
     assert rows[1][:3] == ["a part", "3", "-0.200 ± 0.248"]
     assert rows[2][:3] == ["another", "3", "**-0.203 ± 0.014**"]
+
+
+def test_seeds_named_twice_are_trained_once() -> None:
+    assert seed_study.seed_range("0-4,42,4,2-3") == [0, 1, 2, 3, 4, 42]
+    with pytest.raises(argparse.ArgumentTypeError, match="not like"):
+        seed_study.seed_range("4-0")
 
 
 def test_each_variant_lacks_what_it_says() -> None:
