@@ -1,7 +1,8 @@
 """What every script's command line does: options, one-line errors, signals, exit codes.
 
 Nothing here knows of networks. What goes wrong ends in one line on standard error and an exit
-code, never in a traceback: 1 where a run failed, 2 for bad arguments or files, 130 after Ctrl-C.
+code, never in a traceback: 1 where a run failed, 2 for bad arguments or files, 130 after Ctrl-C,
+141 when whoever read the output is gone, 143 after SIGTERM.
 """
 
 import argparse

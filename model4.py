@@ -7,10 +7,10 @@ Result    99.59 % at the last epoch over 20 seeds with the strong recipe; 20 of 
           Nothing was chosen by the test set.
 Analysis  model3 lacks capacity, and most of its parameters are in 3x3 convolutions that combine
           space and channels at once. Here a depthwise 3x3 looks at each channel by itself and a
-          1x1 convolution mixes them, so that 37 channels cost what 13 cost there (MobileNet,
+          1x1 convolution mixes them, so that 37 channels cost what 14 cost there (MobileNet,
           Howard et al., 2017); the sum with a block's input lets blocks refine what is there
           (ResNet, He et al., 2016). A max pool of stride 2 sees another digit when a digit moves
-          by one pixel; taking the maximum everywhere and halving by a mean avoids that (Zhang,
+          by one pixel; taking the maximum everywhere and halving by a mean lessens that (Zhang,
           "Making convolutional networks shift-invariant again", 2019), for no parameter.
 """
 

@@ -1,7 +1,7 @@
 """Say which digit is on each picture, with a trained network.
 
     python predict.py digit.png photo.jpg
-    python predict.py *.png --weights runs/model1-strong-seed42/weights.pt --show
+    python predict.py digit.png --weights runs/model1-strong-seed42/weights.pt --show
 
     | File      | Digit | Confidence | Runner-up  |
     | --------- | ----: | ---------: | ---------- |

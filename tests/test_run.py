@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
@@ -18,7 +19,7 @@ import train
 from mnist import Loader
 from model1 import Model_1
 from model3 import Model_3
-from run_folder import load_weights, table_header, table_row, verdict
+from run_folder import load_weights, plot_curves, table_header, table_row, verdict
 
 CLASSIC = train.RECIPES["classic"]
 ONE_EPOCH, TWO_EPOCHS = (dataclasses.replace(CLASSIC, epochs=epochs) for epochs in (1, 2))
@@ -227,13 +228,31 @@ MET = [98.0] * 9 + [99.6, 99.4, 99.45, 99.48, 99.40, 99.44]
             [99.5] * 4,
             ["NO   4 of the last 5", "which takes 5 epochs or more, is not met."],
         ),
+        (Model_3, [98.0, 98.5], ["98.50 % at the last epoch, 98.50 % best (epoch 2)"]),
         (Model_1, MET, ["NO   13,808 parameters", "yes  5 of", "is not met."]),
     ],
-    ids=["met", "one epoch short", "too long", "too short", "too large"],
+    ids=["met", "one epoch short", "too long", "too short", "two epochs", "too large"],
 )
 def test_verdict(model: type[nn.Module], accuracies: list[float], expected: list[str]) -> None:
     text = verdict(model(), [{"test_acc": accuracy} for accuracy in accuracies], "test")
     assert [part for part in expected if part not in text] == []
+
+
+@pytest.mark.parametrize("accuracies", [[96.0], [90.0, 96.0], [60.0, 90.0, 95.0, 96.0], MET])
+def test_curves_show_the_accuracy_and_no_empty_space(
+    accuracies: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(run_folder, "png", figures.append)
+    records = [
+        {"epoch": epoch, "lr": 0.1, "train_loss": 0.2, "test_loss": 0.2}
+        | {"train_acc": accuracy, "test_acc": accuracy}
+        for epoch, accuracy in enumerate(accuracies, 1)
+    ]
+    plot_curves(records, "test", "a run")
+    low, high = figures[0].axes[0].get_ylim()
+    assert high == 100 and low < min(accuracies[-2:])
+    assert max(accuracies) >= (low + high) / 2  # the upper half is not empty
 
 
 def test_verdict_on_held_out_images_says_so() -> None:

@@ -192,6 +192,7 @@ def values(run: dict[str, Any], name: str, key: str = "seconds") -> list[float]:
 
 
 def ratios(run: dict[str, Any], above: str, below: str) -> list[float]:
+    """Seconds of one way over those of another, round by round."""
     return [a / b for a, b in zip(values(run, above), values(run, below))]
 
 
@@ -209,11 +210,11 @@ def table(runs: list[dict[str, Any]]) -> str:
     kinds: dict[str, list[float]] = {}
     for run in runs:
         kinds.setdefault(f"{run['model']}, {run['recipe']}", []).extend(ratios(run, USUAL, OURS))
-    claims = [f"{min(all_):.2f} to {max(all_):.2f} times ({kind})" for kind, all_ in kinds.items()]
+    claims = [f"{min(all_):.2f} to {max(all_):.2f} ({kind})" for kind, all_ in kinds.items()]
     machines = len({run["machine"] for run in runs})
     claim = (
-        f"The usual way takes {', '.join(claims)} as long as this repository: the range over all "
-        f"rounds on {machines} kind{'s' * (machines > 1)} of machine."
+        f"The usual way takes so many times as long as this repository: {', '.join(claims)}. "
+        f"Ranges are over all rounds on {machines} kind{'s' * (machines > 1)} of machine."
     )
     best = [f"{run['best']['workers']}, {run['best']['threads']}" for run in runs]
     rows: list[list[object]] = [["workers, threads of the usual way", *best]]
@@ -226,7 +227,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells = ["-" if peak is None else f"{peak:,.0f}" for peak in peaks]
         rows.append([f"peak memory, {name} ({unit})", *cells])
     titles = [f"{run['machine']}: {run['model']}, {run['recipe']}" for run in runs]
-    return f"{claim}\n\n{markdown_table(['median (range) of an epoch', *titles], rows)}"
+    return f"{claim}\n\n{markdown_table(['median (range)', *titles], rows)}"
 
 
 # -------------------------------------------------------------------------- command line

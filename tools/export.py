@@ -168,7 +168,7 @@ def check_agreement(expected: Tensor, found: Tensor) -> float:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """In percent."""
+    """Accuracy in % of logits (N, 10) against labels (N,)."""
     return 100 * (logits.argmax(dim=1) == labels).float().mean().item()
 
 
@@ -204,9 +204,9 @@ def export(args: argparse.Namespace) -> None:
     outputs = {out: (content, expected)}
     if args.int8:
         train_images, _ = load_mnist(args.data_dir, train=True)
-        plain = to_int8(plain, train_images[:CALIBRATION].float() / 255)
-        logits = run_onnx(plain, pixels)
-        content = described(plain, name, description, facts(logits, "int8"))
+        small = to_int8(plain, train_images[:CALIBRATION].float() / 255)
+        logits = run_onnx(small, pixels)
+        content = described(small, name, description, facts(logits, "int8"))
         outputs[out.with_stem(f"{out.stem}-int8")] = (content, logits)
     for path, (content, logits) in outputs.items():
         write_atomically(path, content)

@@ -8,7 +8,6 @@ are made from them, from those in results/runs, and from what others have publis
 """
 
 import argparse
-import io
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from run_folder import (
     MIN_ACCURACY,
     MODELS,
     count_parameters,
+    png,
     write_atomically,
 )
 from tools.records import RESULTS, Records, accuracies, meets, read_records, update_readme
@@ -120,9 +120,7 @@ def plot(records: Records) -> bytes:
     axes.minorticks_off()
     axes.set_title("Mean and range over seeds; crosses: one published run each", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def explore(args: argparse.Namespace) -> None:

@@ -137,4 +137,4 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
 def update_readme(tables: dict[str, str]) -> None:
     """Put `tables` into README.md; two studies at once take turns, so that neither loses one's."""
     with lock(ROOT, wait=True):
-        write_atomically(README, with_tables(README.read_text(), tables).encode())
+        write_atomically(README, with_tables(README.read_text(encoding="utf-8"), tables).encode())

@@ -8,7 +8,6 @@ mistake, the accuracy of each digit, filters and feature maps, and the effective
 """
 
 import argparse
-import io
 import math
 import sys
 
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 
 from command_line import Parser, UsageError, exit_code, some_path
 from mnist import DATA_DIR, IMAGE_SIZE, STD, Loader, load_mnist
-from run_folder import load_weights, write_atomically
+from run_folder import load_weights, png, write_atomically
 from tools.receptive_field import chain, computed_fields
 
-WIDTH, DPI = 7.5, 120  # inches, dots per inch: 900 pixels, the width of a README
+WIDTH = 7.5  # inches: 900 pixels, the width of a README
 BATCH_SIZE = 250  # images
 MOST_MISTAKES = 500  # drawn at most: an untrained network makes 9,000
 SHOWN_IMAGE = 1  # of the test set, for the feature maps: a 2 with strokes at every angle
@@ -237,10 +236,8 @@ def report(args: argparse.Namespace) -> None:
         "receptive-field": plot_receptive_field(model, fifth, name),
     }
     for key, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=DPI)
         path = out / f"{name}-{key}.png"
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, png(figure))
         print(path)
 
 
