@@ -84,23 +84,27 @@ def placed(stroke: Stroke, where: tuple[float, float, float]) -> Stroke:
     return stroke * size + np.array(corner)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
+@pytest.fixture(autouse=True)
+def one_thread(threads: None) -> None:
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium or Chrome that logs what it asks for; skips where there is none."""
+    """A headless Chromium or Chrome that logs what it asks for; skips where there is none.
+
+    On a hosted runner that is a failure: there the page is to be tested.
+    """
+    give_up = pytest.fail if os.getenv("CI") else pytest.skip
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     found = found or (str(MAC_BROWSER) if MAC_BROWSER.exists() else None)
     if found is None:
-        pytest.skip("no Chromium or Chrome here: the page is not tested")
+        give_up("no Chromium or Chrome here: the page is not tested")
     # Hosted runners keep the driver that fits their Chrome in a folder of its own.
     path = os.pathsep.join(filter(None, [os.getenv("CHROMEWEBDRIVER"), os.getenv("PATH")]))
     driver_path = shutil.which("chromedriver", path=path)
     if driver_path is None:
-        pytest.skip("no chromedriver here: the page is not tested")
+        give_up("no chromedriver here: the page is not tested")
     options = webdriver.ChromeOptions()
     options.binary_location = found
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
@@ -110,20 +114,33 @@ def browser() -> Iterator[Browser]:
     try:
         driver = webdriver.Chrome(options, Service(driver_path))
     except WebDriverException as error:
-        pytest.skip(f"the browser does not start: {str(error).splitlines()[0]}")
+        give_up(f"the browser does not start: {str(error).splitlines()[0]}")
     driver.set_script_timeout(120)
     yield driver
     driver.quit()
 
 
 @pytest.fixture
-def opened(browser: Browser) -> Browser:
-    """The browser with the page open, on a desktop by day, and nothing drawn."""
+def opened(browser: Browser) -> Iterator[Browser]:
+    """The browser with the page open, on a desktop by day, and nothing drawn.
+
+    Whatever a test does with it, the page asks for nothing but itself and has no complaint.
+    """
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.get(URL)
     browser.execute_script("clearAll(); past.length = 0")
-    return browser
+    yield browser
+    assert asked_for(browser) == {URL}
+    assert browser.get_log("browser") == []
+
+
+def asked_for(browser: Browser) -> set[str]:
+    """The addresses that were asked for since this was last called; data are none."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
+    urls = {event["params"]["request"]["url"] for event in sent}
+    return {url for url in urls if not url.startswith("data:")}
 
 
 def draw(
@@ -213,6 +230,7 @@ def test_what_the_page_cannot_run_is_named() -> None:
         torch.nn.Softplus(),
         torch.nn.Conv2d(1, 1, 3, dilation=2),
         torch.nn.Conv2d(1, 1, (3, 1)),
+        torch.nn.Conv2d(1, 1, 3, padding="same"),
         torch.nn.MaxPool2d(3, padding=1),
     ):
         with pytest.raises(page.UsageError, match="no code for"):
@@ -222,6 +240,8 @@ def test_what_the_page_cannot_run_is_named() -> None:
 def test_compact_leaves_the_code() -> None:
     source = "/* What\n   for. */\n\n  a(); // why\n  // because\n  /** More. */\n  b(/x/);\n"
     assert page.compact(source) == "a(); // why\nb(/x/);"
+    with pytest.raises(page.UsageError, match="would be lost"):
+        page.compact("/* why */ a();\nb();")
 
 
 # -------------------------------------------------------------------------- the networks
@@ -287,6 +307,14 @@ def test_strokes_are_prepared_as_predict_does(opened: Browser) -> None:
         assert difference.max() <= 2, strokes  # of 255
 
 
+def test_what_touches_the_edge_is_kept(opened: Browser) -> None:
+    """The bar of a 5; predict.py would take it for a part of the desk beside the paper."""
+    five = [[[40, 20, 9], [40, 50, 9], [70, 60, 9], [60, 90, 9]], [[45, 0, 9], [80, 0, 9]]]
+    script = "return findDigit(inkOf(arguments[0])).box.top"
+    assert opened.execute_script(script, five) == 0
+    assert opened.execute_script(script, five[:1]) > 10
+
+
 def test_digits_of_all_kinds_are_recognised(opened: Browser) -> None:
     wrong = []
     for style, (kind, pressure, where) in STYLES.items():
@@ -322,6 +350,10 @@ def test_undo_clear_samples_and_the_switch(opened: Browser) -> None:
     keys = ActionChains(opened)
     keys.key_down(Keys.CONTROL).send_keys("z").key_up(Keys.CONTROL).perform()
     assert shown(opened) == "1"
+    opened.execute_script("""
+        document.dispatchEvent(new KeyboardEvent("keydown", {key: "Z", ctrlKey: true}))""")
+    assert shown(opened) == ""  # with Caps Lock on, too
+    draw(opened, [placed(one[1], (0.7, 0.15, 0.15))])
     ActionChains(opened).send_keys(Keys.ESCAPE).perform()
     assert shown(opened) == ""
     opened.find_element(By.ID, "undo").click()  # a clearing is taken back too
@@ -344,6 +376,31 @@ def test_undo_clear_samples_and_the_switch(opened: Browser) -> None:
     parameters = sum(weights.numel() for weights in model.parameters())
     for place in ("parameters", "count"):
         assert opened.find_element(By.ID, place).text == f"{parameters:,}"
+
+
+def test_a_stroke_ends_when_it_is_undone_or_let_go(opened: Browser) -> None:
+    script = """
+        const pad = find("pad");
+        const {left, top} = pad.getBoundingClientRect();
+        const send = (type, x, buttons) => pad.dispatchEvent(new PointerEvent(type, {
+          pointerId: 1, pointerType: "mouse", clientX: left + x, clientY: top + 50, buttons,
+        }));
+        pad.setPointerCapture = () => {}; // there is no such pointer
+        send("pointerdown", 10, 1);
+        send("pointermove", 60, 1);
+        send("pointerup", 60, 0);
+        const before = JSON.stringify(past);
+        send("pointerdown", 90, 1);
+        undo();
+        send("pointermove", 150, 1);
+        send("pointerup", 150, 0);
+        const undone = JSON.stringify(past) === before;
+        send("pointerdown", 90, 1);
+        send("pointermove", 90.1, 1); // no further than can be seen
+        send("pointermove", 150, 0); // let go where nobody saw it
+        send("pointermove", 200, 1);
+        return [undone, past.at(-1).length];"""
+    assert opened.execute_script(script) == [True, 1]
 
 
 def test_everything_on_it_follows_the_drawing(opened: Browser) -> None:
@@ -369,7 +426,7 @@ def test_everything_on_it_follows_the_drawing(opened: Browser) -> None:
     assert changed[0]
     assert np.mean(changed) > 0.8  # a map may be dead
     opened.execute_async_script("setTimeout(arguments[0], 800)")
-    assert opened.find_element(By.ID, "spoken").get_attribute("textContent").startswith("5, ")
+    assert opened.find_element(By.ID, "spoken").get_attribute("textContent").startswith("Reads 5, ")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -389,20 +446,3 @@ def test_it_fits_phones_and_desktops(width: int, height: int, scheme: str, opene
         assert box["y"] + box["height"] <= height, place
     paper = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(paper.split("(")[1].split(",")[0]) > 127) == (scheme == "light")
-
-
-def test_no_request_and_no_message(browser: Browser) -> None:
-    """Of all that the tests above did, and of a fresh load."""
-    browser.get(URL)
-    draw(browser, strokes_of(3))
-    shown(browser)
-    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert URL in asked  # or nothing would be seen
-    assert {url for url in asked if not url.startswith("data:")} == {URL}
-    assert browser.get_log("browser") == []

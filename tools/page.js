@@ -48,11 +48,14 @@ function inkOf(strokes) {
 /** The nearest whole number; of two as near, the even one, as Python has it. */
 function round(value) {
   const below = Math.floor(value);
-  if (value - below === 0.5) return below + (below % 2);
+  if (value - below === 0.5) return below + Math.abs(below % 2);
   return Math.round(value);
 }
 
-/** Ink without specks, and the box around the rest; null where there is no ink. */
+/**
+ * Ink without specks, and the box around the rest; null where there is no ink. Unlike predict.py
+ * it keeps what touches the edge: a photograph may show a desk there, this field does not.
+ */
 function findDigit(ink) {
   const part = new Int32Array(ink.length); // to which connected part a pixel belongs; 0: none
   const mass = [0];
@@ -105,11 +108,14 @@ function hamming(from, to) {
     const centre = (index + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - support + 0.5));
     const end = Math.min(from, Math.trunc(centre + support + 0.5));
+    const weight = (x) => {
+      if (x === 0) return 1;
+      if (x >= 1) return 0;
+      return (Math.sin(Math.PI * x) / (Math.PI * x)) * (0.54 + 0.46 * Math.cos(Math.PI * x));
+    };
     const parts = [];
     for (let place = first; place < end; place++) {
-      const x = Math.abs((place - centre + 0.5) / support);
-      const wave = x && Math.sin(Math.PI * x) / (Math.PI * x);
-      parts.push(x === 0 ? 1 : x >= 1 ? 0 : wave * (0.54 + 0.46 * Math.cos(Math.PI * x)));
+      parts.push(weight(Math.abs((place - centre + 0.5) / support)));
     }
     const sum = parts.reduce((a, b) => a + b);
     return {first, parts: parts.map((part) => part / sum)};
@@ -170,8 +176,8 @@ function unpacked(layers) {
     if (layer.kind === "residual") return {...layer, body: unpacked(layer.body)};
     if (layer.kind !== "convolution") return layer;
     const steps = decoded(layer.filters, Int16Array);
-    const [scales, each] = [decoded(layer.scales, Float32Array), steps.length / layer.channels];
-    const filters = Float32Array.from(steps, (step, at) => step * scales[Math.floor(at / each)]);
+    const [scales, size] = [decoded(layer.scales, Float32Array), steps.length / layer.channels];
+    const filters = Float32Array.from(steps, (step, at) => step * scales[Math.floor(at / size)]);
     return {...layer, filters, bias: decoded(layer.bias, Float32Array)};
   });
 }
@@ -394,7 +400,9 @@ function drawPad({strokes, image}) {
       context.lineWidth = point[2];
       context.beginPath();
       context.moveTo(...middle(before, point));
-      context.quadraticCurveTo(point[0], point[1] + 0.01, ...middle(point, after)); // or no dots
+      const [x, y] = middle(point, after);
+      if (before === point || after === point) context.lineTo(x, y + 0.01); // or no dots
+      else context.quadraticCurveTo(point[0], point[1], x, y);
       context.stroke();
     });
   }
@@ -472,20 +480,21 @@ function guess() {
   const best = guesses.indexOf(Math.max(...guesses));
   const [digit, hint] = [find("digit"), find("hint")];
   digit.textContent = image ? best : "";
-  digit.style.opacity = image ? 0.25 + 0.75 * guesses[best] : 1; // pale while it is unsure
+  digit.style.opacity = image ? 0.7 + 0.3 * guesses[best] : 1; // paler while it is unsure
   hint.hidden = Boolean(image) || drawn.strokes.length > 0;
   [...find("bars").children].forEach((row, index) => {
     const share = image ? guesses[index] : 0;
     row.classList.toggle("best", image !== null && index === best);
     row.style.setProperty("--share", share);
-    const [whole, tenths] = percent(share).split(".");
-    const number = row.lastElementChild;
-    number.textContent = image ? whole : "";
-    if (image) number.insertAdjacentHTML("beforeend", `<small>.${tenths}</small>`);
+    const [exact, rounded] = row.lastElementChild.children;
+    exact.textContent = image ? percent(share) : "";
+    rounded.textContent = image ? Math.round(100 * share) : "";
   });
   clearTimeout(speaking);
   speaking = setTimeout(() => {
-    find("spoken").textContent = image ? `${best}, ${percent(guesses[best])}` : "Nothing drawn";
+    const words = `${hello ? "Example" : "Reads"} ${best}, ${percent(guesses[best])}`;
+    const said = image ? words : "Nothing drawn";
+    if (find("spoken").textContent !== said) find("spoken").textContent = said;
   }, 700);
 }
 
@@ -521,7 +530,7 @@ function clearAll() {
 /** Strokes by mouse, finger or pen; only a pen's pressure is to be trusted. */
 function listenToPad() {
   const pad = find("pad");
-  let pointer = null;
+  let [pointer, stroke] = [null, null];
   const point = (event) => {
     const box = pad.getBoundingClientRect();
     const width = event.pointerType === "pen" && event.pressure ? 0.5 + event.pressure : 1;
@@ -535,17 +544,22 @@ function listenToPad() {
     if (pointer !== null || event.button !== 0) return;
     stopHello();
     pointer = event.pointerId;
-    pad.setPointerCapture?.(pointer);
-    past.push([point(event)]);
+    pad.setPointerCapture(pointer);
+    stroke = [point(event)];
+    past.push(stroke);
     ask();
   });
   pad.addEventListener("pointermove", (event) => {
-    if (event.pointerId !== pointer || !Array.isArray(past.at(-1))) return;
+    if (event.pointerId === pointer && !(event.buttons & 1)) pointer = null; // let go elsewhere
+    if (event.pointerId !== pointer || past.at(-1) !== stroke) return; // undone meanwhile
     const events = event.getCoalescedEvents?.() ?? [];
-    past.at(-1).push(...(events.length ? events : [event]).map(point));
+    for (const next of (events.length ? events : [event]).map(point)) {
+      const last = stroke.at(-1); // a fast mouse sends more points than can be told apart
+      if (Math.hypot(...next.map((value, axis) => value - last[axis])) >= 0.4) stroke.push(next);
+    }
     ask();
   });
-  for (const end of ["pointerup", "pointercancel"]) {
+  for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
     pad.addEventListener(end, (event) => {
       if (event.pointerId === pointer) pointer = null;
     });
@@ -590,7 +604,8 @@ function addNetworks() {
 function addBars() {
   for (let digit = 0; digit < 10; digit++) {
     const row = document.createElement("li");
-    row.innerHTML = `<b>${digit}</b><i aria-hidden="true"></i><span></span>`;
+    row.innerHTML = `<b>${digit}</b><i aria-hidden="true"></i>`
+      + '<span><span></span><small aria-hidden="true"></small></span>';
     find("bars").append(row);
   }
 }
@@ -653,12 +668,14 @@ showFacts();
 find("undo").addEventListener("click", undo);
 find("clear").addEventListener("click", clearAll);
 document.addEventListener("keydown", (event) => {
-  const undoing = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key === "z";
+  const held = (event.ctrlKey || event.metaKey) && !event.shiftKey && !event.altKey;
+  const undoing = held && event.key.toLowerCase() === "z"; // "Z" while Caps Lock is on
   if (!undoing && event.key !== "Escape") return;
   event.preventDefault();
   (undoing ? undo : clearAll)();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 new ResizeObserver(ask).observe(find("pad"));
+addEventListener("resize", ask); // a browser's zoom changes the density alone
 repaint();
 sayHello();

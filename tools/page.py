@@ -69,8 +69,10 @@ def only(layer: nn.Module, **expected: object) -> None:
             raise UsageError(f"the page has no code for {layer}: {name} must be {value}")
 
 
-def square(value: int | tuple[int, int]) -> int:
+def square(value: int | tuple[int, int] | str) -> int:
     """A size along both axes, given as one number or two."""
+    if isinstance(value, str):
+        raise UsageError(f"the page has no code for padding={value!r}")
     across, down = (value, value) if isinstance(value, int) else value
     if across != down:
         raise UsageError(f"the page has no code for kernels of {across} x {down}")
@@ -153,7 +155,9 @@ def compact(source: str) -> str:
         comment = comment or line.startswith("/*")
         if line and not comment and not line.startswith("//"):
             lines.append(line)
-        comment = comment and not line.endswith("*/")
+        if comment and line.partition("*/")[2]:
+            raise UsageError(f"code on the line where a comment ends would be lost: {line}")
+        comment = comment and "*/" not in line
     return "\n".join(lines)
 
 
