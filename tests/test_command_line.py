@@ -8,16 +8,19 @@ import pickle
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Digits, take_few
 from torch import Tensor, nn
 
 import command_line
@@ -78,13 +81,22 @@ def stop_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "evaluate", interrupted)
 
 
-@pytest.fixture
-def stopped(call: Call, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def stopped_once(mnist: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run of three epochs that was stopped in the second one."""
-    with monkeypatch.context() as patch:
+    out_dir = tmp_path_factory.mktemp("runs")
+    options = ["--epochs", "3", "--holdout", "100", "--device", "cpu", "--out-dir", str(out_dir)]
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()):
+        take_few(mnist, patch)
         stop_in_epoch(2, patch)
-        assert call("--epochs", "3", "--holdout", "100", "--quiet")[0] == 130
-    return Path("runs/model3-strong-seed42").resolve()
+        assert train.main([*options, "--quiet"]) == 130
+    return out_dir / "model3-strong-seed42"
+
+
+@pytest.fixture
+def stopped(call: Call, stopped_once: Path) -> Path:
+    """A copy of it, where train.py puts runs."""
+    return shutil.copytree(stopped_once, Path("runs/model3-strong-seed42").resolve())
 
 
 def content(folder: Path) -> dict[Path, bytes | None]:
@@ -441,9 +453,12 @@ def test_resume_finds_the_data_that_the_run_had(
 def test_help_is_worth_reading(call: Call) -> None:
     code, out, err = call("--help")
     assert (code, err) == (0, "")
-    options = set(re.findall(r"--[a-z-]+", out))
-    for action in PARSER._actions:
-        assert action.help and options.issuperset(action.option_strings[-1:])
+    for option in (
+        *("model", "recipe", "epochs", "batch-size", "seed", "device", "threads", "data-dir"),
+        *("out-dir", "holdout", "resume", "evaluate", "tta", "dry-run", "quiet", "help"),
+    ):
+        assert re.search(rf"^ .*--{option}\b.*\n? +\S", out, re.MULTILINE), option
+    assert all(action.help for action in PARSER._actions)
     for default in (
         "model3",
         "strong",

@@ -51,7 +51,7 @@ def small_network() -> nn.Sequential:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread(threads: None) -> None:
     torch.set_num_threads(1)
 
 

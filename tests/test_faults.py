@@ -244,17 +244,23 @@ class Pair:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """One of the two is stopped by SIGTERM, the other by SIGINT."""
     out_dir = tmp_path_factory.mktemp("out dir")  # with a space, for the command that resumes
+    threads = torch.get_num_threads()
     processes = [start("--epochs", "1000", "--out-dir", out_dir) for _ in range(2)]
-    seen = [read_until(process, "|     2 |") for process in processes]
-    folders = sorted(out_dir.iterdir())
-    with redirect_stderr(io.StringIO()) as err, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Learner, "step", None)  # this is not to be reached
-        resumed = train.main(["--resume", str(folders[0]), "--quiet"]), err.getvalue()
-    runs = []
-    for process, signum, lines in zip(processes, (signal.SIGTERM, signal.SIGINT), seen):
-        process.send_signal(signum)
-        out, err = process.communicate()
-        runs.append(Stopped(process.returncode, "".join(lines) + out, err))
+    try:
+        seen = [read_until(process, "|     2 |") for process in processes]
+        folders = sorted(out_dir.iterdir())
+        with redirect_stderr(io.StringIO()) as err, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train.Learner, "step", None)  # this is not to be reached
+            resumed = train.main(["--resume", str(folders[0]), "--quiet"]), err.getvalue()
+        runs = []
+        for process, signum, lines in zip(processes, (signal.SIGTERM, signal.SIGINT), seen):
+            process.send_signal(signum)
+            out, err = process.communicate()
+            runs.append(Stopped(process.returncode, "".join(lines) + out, err))
+    finally:
+        torch.set_num_threads(threads)  # a resume sets those of the run
+        for process in processes:
+            process.kill()
     return Pair(runs, folders, resumed)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import train
@@ -55,10 +56,16 @@ def test_sentence_names_the_smallest_that_every_seed_meets(sizes: list[str]) -> 
     assert frontier.sentence(records).startswith("No size")
 
 
-def test_picture_has_every_network_once(sizes: list[str]) -> None:
+def test_picture_has_every_network_once(sizes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     records = {(name, "strong"): made_up(99.0, 98.9, 5) for name in (*sizes, "model3", "model4")}
     with Image.open(io.BytesIO(frontier.plot(records))) as picture:
         assert picture.format == "PNG" and picture.width == 1080
-    assert [count for count, _ in frontier.networks(records).values()] == sorted(
-        frontier.count_parameters(MODELS[name]()) for name, _ in records
-    )
+    figures: list[Figure] = []
+    monkeypatch.setattr(frontier, "png", figures.append)
+    frontier.plot(records)
+    (axes,) = figures[0].axes
+    drawn = sorted(bars.lines[0].get_xdata()[0] for bars in axes.containers)
+    counts = [int(name.partition("-")[2]) for name in sizes]
+    assert drawn == [*counts, 7_556, 7_784]
+    published = {text.get_text() for text in axes.texts}
+    assert published == {*frontier.PUBLISHED, "model3", "model4"}

@@ -15,7 +15,11 @@ from tools import receptive_field, records, seed_study
 
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / "mnist_sub_8k.ipynb"
-MAX_SECONDS = 120
+MAX_SECONDS = 600  # a cell: it is there to end what hangs
+FEW = """
+load_all = train.load_mnist
+train.load_mnist = lambda *where, **part: tuple(x[:1000] for x in load_all(*where, **part))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +28,13 @@ def notebook() -> nbformat.NotebookNode:
 
 
 def test_it_runs_from_top_to_bottom(notebook: nbformat.NotebookNode) -> None:
-    """In the repository, as Jupyter does; NotebookClient raises the error of a cell that fails."""
+    """In the repository, as Jupyter does; NotebookClient raises the error of a cell that fails.
+
+    It trains on few images: a whole epoch has a test of its own.
+    """
     copy = nbformat.from_dict(notebook)
+    imports = next(at for at, cell in enumerate(copy.cells) if "\nimport train\n" in cell.source)
+    copy.cells.insert(imports + 1, nbformat.v4.new_code_cell(FEW))
     for cell in copy.cells:
         if cell.cell_type == "code":
             cell.outputs = []

@@ -42,8 +42,10 @@ def test_rf_md_is_up_to_date() -> None:
 
 
 def test_stale_rf_md_is_noticed(tmp_path, monkeypatch, capsys) -> None:
+    text = receptive_field.RF_MD.read_text(encoding="utf-8")
+    monkeypatch.setattr(receptive_field, "document", lambda: text)
     stale = tmp_path / "RF.md"
-    stale.write_text(receptive_field.RF_MD.read_text(encoding="utf-8").replace("42", "41", 1))
+    stale.write_text(text.replace("42", "41", 1), encoding="utf-8")
     monkeypatch.setattr(receptive_field, "RF_MD", stale)
     assert receptive_field.main(["--check"]) == 1
     captured = capsys.readouterr()

@@ -136,7 +136,10 @@ def test_pictures_stand_beside_the_weights(run_folder: Path, capsys) -> None:
             assert len(picture.convert("L").getcolors()) > 20
 
 
-def test_weights_file_and_folder_can_be_named(run_folder: Path) -> None:
+def test_weights_file_and_folder_can_be_named(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "png", lambda figure: b"a picture")  # drawn above
     out = run_folder / "new" / "folder"
     assert report.main([str(run_folder / "weights.pt"), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted(

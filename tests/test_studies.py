@@ -7,11 +7,10 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -31,22 +30,16 @@ RECIPE = dataclasses.replace(train.RECIPES["strong"], epochs=2, batch_size=128)
 JOB = ("model3", RECIPE, 5, 0)
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """A study sets one thread for its process, which here is that of all tests."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def small_mnist(small_mnist: dict, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What `train` finds, for the nine views too."""
+    monkeypatch.setattr(seed_study, "load_mnist", train.load_mnist)
+    return small_mnist
 
 
 def test_a_seed_leaves_a_record(
-    small_mnist: dict,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    small_mnist: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(seed_study, "load_mnist", train.load_mnist)  # the small one
-
     config, trained = train_one_seed(JOB, tmp_path / "work")
     assert len(trained) == 2
     keep_record(tmp_path / "records", config, trained)
@@ -233,10 +226,12 @@ if __name__ == "__main__":
     driver = tmp_path / "driver.py"
     driver.write_text(code)
     process = subprocess.Popen([sys.executable, str(driver)], cwd=ROOT)
-    (mark,) = wait_for(lambda: list(stand_in.glob("1-*")))
+    try:
+        (mark,) = wait_for(lambda: list(stand_in.glob("1-*")))
+    finally:
+        process.kill()
+        process.wait()
     worker = int(mark.name.partition("-")[2])
-    process.kill()
-    process.wait()
 
     def is_gone() -> bool:
         with suppress(ProcessLookupError):
@@ -248,19 +243,22 @@ if __name__ == "__main__":
     wait_for(is_gone, 10)
 
 
-def test_a_cluster_does_the_runs_of_a_lost_worker_again(stand_in: Path, tmp_path: Path) -> None:
+def test_a_cluster_does_the_runs_of_a_lost_worker_again(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A scheduler and two workers as the README starts them; one is killed in the middle."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
+    monkeypatch.setattr(seed_study, "CONNECT_SECONDS", 60)  # on a busy machine
+    where = tmp_path / "scheduler.json"  # the scheduler takes any free port, and writes it there
     dask = [sys.executable, "-m", "dask"]
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-    worker = [*dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--no-nanny"]
-    worker += ["--local-directory", str(tmp_path)]
+    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler += ["--scheduler-file", str(where)]
+    worker = [*dask, "worker", "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+    worker += ["--scheduler-file", str(where), "--local-directory", str(tmp_path)]
     processes = [subprocess.Popen(line, **quiet) for line in (scheduler, worker, worker)]
     try:
+        wait_for(where.exists)
+        address = json.loads(where.read_text())["address"]
         kept = tmp_path / "records"
         with ThreadPoolExecutor(1) as killer:
             killed = killer.submit(kill_seed_1, stand_in)
