@@ -1,5 +1,6 @@
 """The command line as a user calls it: help, dry runs, bad arguments, damaged files, resumption."""
 
+import functools
 import io
 import json
 import math
@@ -72,6 +73,7 @@ def stop_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Ctrl-C come in the evaluation of the epoch with that number."""
     evaluate, calls = train.evaluate, []
 
+    @functools.wraps(evaluate)  # so that the fingerprint is that of the code
     def interrupted(*args: Any) -> tuple[float, float]:
         calls.append(args)
         if len(calls) == number:

@@ -132,10 +132,10 @@ def test_a_run_begun_otherwise_begins_anew(
 ) -> None:
     _, expected = train_one_seed(JOB, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         recipe = dataclasses.replace(RECIPE, max_lr=0.2) if change == "settings" else RECIPE
-        if change == "code":
-            patch.setattr(train, "training_code", lambda name: "former")
+        code = "former" if change == "code" else train.training_code("model3")
+        patch.setattr(train, "training_code", lambda name: code)
+        patch.setattr(train, "evaluate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train_one_seed(("model3", recipe, 5, 0), tmp_path / "work")
     config, rows = train_one_seed(JOB, tmp_path / "work")
