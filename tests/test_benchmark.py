@@ -31,7 +31,7 @@ def cells(text: str, title: str) -> list[str]:
 def test_the_table_quotes_the_range_over_rounds_and_machines() -> None:
     runs = [made_up("A", [20, 24, 30], [10, 10, 10]), made_up("B", [9, 16], [6, 4])]
     text = table(runs)
-    assert "1.50 to 4.00 times (model3, strong)" in text and "2 kinds of machine" in text
+    assert "1.50 to 4.00 (model3, strong)" in text and "2 kinds of machine" in text
     ratios = cells(text, f"{USUAL} / {OURS}")
     assert ratios == ["2.40 (2.00 to 3.00)", "2.75 (1.50 to 4.00)"]
     assert cells(text, f"{USUAL} (s)")[0] == "24.00 (20.00 to 30.00)"
@@ -42,7 +42,7 @@ def test_the_table_quotes_the_range_over_rounds_and_machines() -> None:
 
 def test_recipes_have_a_range_each() -> None:
     text = table([made_up("A", [20], [10]), made_up("A", [30], [10], recipe="classic")])
-    assert "2.00 to 2.00 times (model3, strong), 3.00 to 3.00 times (model3, classic)" in text
+    assert "2.00 to 2.00 (model3, strong), 3.00 to 3.00 (model3, classic)" in text
     assert "1 kind of machine" in text
 
 
