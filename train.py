@@ -18,7 +18,7 @@ LR is the learning rate after the epoch's last batch. Time is the training of th
 the evaluation that follows it.
 
 Each run has a folder of its own: config.json, metrics.csv (a row an epoch), checkpoint.pt (what
-a resume needs), weights.pt (the last epoch's) and curves.png.
+a resume needs), weights.pt (after the last epoch, or their average) and curves.png.
 Exit codes: 0 done, 1 the run failed, 2 bad arguments or files, 130 Ctrl-C, 141 when whoever
 read the output is gone, 143 SIGTERM.
 """

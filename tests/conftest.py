@@ -37,6 +37,12 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """For small work: more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def mnist() -> Digits:
     """The 60,000 training and the 10,000 test images with their labels."""

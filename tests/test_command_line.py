@@ -414,13 +414,9 @@ def test_resume_on_another_machine_warns(
 def test_resume_takes_the_threads_that_the_run_had(stopped: Path, call: Call) -> None:
     config = json.loads((stopped / "config.json").read_text())
     (stopped / "config.json").write_text(json.dumps(config | {"threads": 1}))
-    threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        code, _, err = call("--resume", stopped, "--quiet")
-        assert (code, err, torch.get_num_threads()) == (0, "", 1)
-    finally:
-        torch.set_num_threads(threads)
+    code, _, err = call("--resume", stopped, "--quiet")
+    assert (code, err, torch.get_num_threads()) == (0, "", 1)
 
 
 def test_finished_run_is_not_resumed(stopped: Path, call: Call) -> None:

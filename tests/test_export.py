@@ -14,6 +14,7 @@ from run_folder import MODELS, load_weights
 from tools import export
 from tools.folding import folded
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = Path(__file__).parent.parent / "weights"
 TRAINED = [name for name in MODELS if (WEIGHTS / f"{name}.pt").exists()]
 
@@ -48,11 +49,6 @@ def small_network() -> nn.Sequential:
         for _ in range(3):
             network(1 + 2 * torch.randn(16, 1, 28, 28))
     return network.eval()
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads: None) -> None:
-    torch.set_num_threads(1)
 
 
 def test_a_folded_network_is_the_same_function() -> None:

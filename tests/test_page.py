@@ -29,6 +29,7 @@ from run_folder import MODELS, load_weights
 from tools import page
 from tools.folding import folded
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Browser = webdriver.Chrome
 Stroke = np.ndarray  # points (N, 2) in a square from 0 to 1, y downwards
 
@@ -82,11 +83,6 @@ def placed(stroke: Stroke, where: tuple[float, float, float]) -> Stroke:
     """The stroke in a part of the drawing field: its size, left and top, of 1."""
     size, *corner = where
     return stroke * size + np.array(corner)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads: None) -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from command_line import UsageError
 from mnist import normalize, views
 from run_folder import MODELS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Random = np.random.Generator
 PER_KIND = 12
 EXIF_ORIENTATION = 0x0112
@@ -148,15 +149,6 @@ KINDS: list[Callable[[np.ndarray, Random], bytes]] = [
     palette,
     photo,
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Pictures are small: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def only(layer: nn.Module, **expected: object) -> None:
 def square(value: int | tuple[int, int] | str) -> int:
     """A size along both axes, given as one number or two."""
     if isinstance(value, str):
-        raise UsageError(f"the page has no code for padding={value!r}")
+        raise UsageError(f"the page has no code for {value!r} in place of a number")
     across, down = (value, value) if isinstance(value, int) else value
     if across != down:
         raise UsageError(f"the page has no code for kernels of {across} x {down}")
