@@ -306,6 +306,32 @@ def build_loaders(
     )
 
 
+def train_and_evaluate(
+    learner: Learner, loader: Loader, test_loader: Loader, split: str, show_bar: bool = False
+) -> EpochRecord:
+    """Train for the epoch that `loader` is at, evaluate, and return its row in the table.
+
+    `split` is "test" or "val". Raises RunError when a loss is not finite.
+    """
+    clock = time.perf_counter()
+    train_loss, train_accuracy = train_one_epoch(learner, loader, show_bar)
+    seconds = time.perf_counter() - clock  # the device is done: the loss was read from it
+    loss, accuracy = evaluate(learner.averaged, test_loader, learner.criterion)
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the {split} loss is not finite after epoch {loader.epoch}; try another seed or recipe"
+        )
+    return {
+        "epoch": loader.epoch,
+        "train_loss": train_loss,
+        "train_acc": train_accuracy,
+        "lr": learner.scheduler.get_last_lr()[0],
+        f"{split}_loss": loss,
+        f"{split}_acc": accuracy,
+        "seconds": seconds,
+    }
+
+
 def training_code(model_name: str) -> str:
     """A fingerprint of the code, the network's file included, that decides what a run comes to."""
     network = sys.modules[MODELS[model_name].__module__]
@@ -366,21 +392,10 @@ def run(
         if target.type == "cuda":
             replay_as_graph(learner.model, recipe.batch_size)
         for epoch in range(done + 1, recipe.epochs + 1):
-            loader.epoch, clock = epoch, time.perf_counter()
-            record = {"epoch": epoch}
-            record["train_loss"], record["train_acc"] = train_one_epoch(learner, loader, show_bar)
-            seconds = time.perf_counter() - clock  # the device is done: the loss was read from it
-            record["lr"] = learner.scheduler.get_last_lr()[0]
-            loss, accuracy = evaluate(learner.averaged, test_loader, learner.criterion)
-            if not math.isfinite(loss):
-                raise RunError(
-                    f"the {split} loss is not finite after epoch {epoch}; "
-                    "try another seed or recipe"
-                )
-            record |= {f"{split}_loss": loss, f"{split}_acc": accuracy, "seconds": seconds}
-            records.append(record)
+            loader.epoch = epoch
+            records.append(train_and_evaluate(learner, loader, test_loader, split, show_bar))
             run_folder.save_epoch(folder, records, learner)
-            say(table_row(record, split))
+            say(table_row(records[-1], split))
         curves = run_folder.plot_curves(records, split, title)
         run_folder.write_atomically(folder / "curves.png", curves)
         run_folder.write_state(folder / "weights.pt", learner.averaged.state_dict())
