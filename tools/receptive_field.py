@@ -48,10 +48,10 @@ and width of the pixels whose gradient is not zero.
 In each model the field of the logits is larger than an image of 28 x 28. Still a pixel may not
 count at all: a 2 x 2 pool drops the last row and column of a map of odd size, as the second pool
 of Model_3 does. The line below each table says how much of an image has a gradient. Nor do all
-pixels count alike. How much each one does in the trained Model_3, as `python -m tools.report`
+pixels count alike. How much each one does in the trained Model_4, as `python -m tools.report`
 draws it:
 
-![How much each pixel counts for the logits of Model_3](results/model3-receptive-field.png)
+![How much each pixel counts for the logits of Model_4](results/model4-receptive-field.png)
 """
 
 NAMES = {  # of the layers that get a row; the others treat each position by itself

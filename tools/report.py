@@ -1,7 +1,7 @@
 """Draw how a trained network does on the 10,000 test digits, and what it looks like inside.
 
     python -m tools.report runs/model3-strong-seed42    # a run folder, or a file of weights
-    python -m tools.report weights/model3.pt --out results
+    python -m tools.report weights/model4.pt --out results
 
 Writes five PNGs beside the weights, or into --out: which digits are taken for which, every
 mistake, the accuracy of each digit, filters and feature maps, and the effective receptive field.
