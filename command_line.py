@@ -7,10 +7,13 @@ code, never in a traceback: 1 where a run failed, 2 for bad arguments or files, 
 
 import argparse
 import contextlib
+import io
+import multiprocessing
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +32,17 @@ def end_quietly(kind: type[BaseException], error: BaseException, trace: Tracebac
     """Show what nothing caught, as Python does, but for Ctrl-C: there is nothing to explain."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
+
+
+def end_with_parent() -> None:
+    """In a worker process: leave Ctrl-C to its parent, and end when that does, however it ends."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # From here on, so that Ctrl-C has no traceback while a script that imports this imports torch.
@@ -86,7 +100,7 @@ def train_arguments(
     modes = [name for name in ("resume", "evaluate", "dry_run") if name in args.given]
     barred = {
         "resume": ["evaluate", "dry_run", "out_dir", "tta"],
-        "evaluate": ["dry_run", "epochs", "batch_size", "seed", "holdout", "out_dir"],
+        "evaluate": ["dry_run", "epochs", "batch_size", "seed", "holdout", "out_dir", "quiet"],
         "dry_run": ["tta"],
     }
     for mode in modes[:1]:
@@ -120,12 +134,12 @@ def train_parser(description: str, models: list[str], recipes: list[str], data_d
     holdout = "train without the last N training images, and report on them, not on the test set"
     add("--holdout", type=whole_number(0, 50_000), default=0, help=holdout, **n)
     add("--resume", type=some_path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
-    evaluate = "test a weights.pt, and train nothing"
+    evaluate = "test a weights.pt, or a run folder's, and train nothing"
     add("--evaluate", type=some_path, metavar="WEIGHTS", help=evaluate)
     tta = "with --evaluate: the mean guess of nine views of each image (test-time augmentation)"
     add("--tta", action="store_true", help=tta)
-    add("--dry-run", action="store_true", help="one batch an epoch; leaves nothing behind")
-    add("--quiet", action="store_true", help="print the verdict only")
+    add("--dry-run", action="store_true", help="one batch per epoch; leaves nothing behind")
+    add("--quiet", action="store_true", help="print the verdict and the time only")
     return parser
 
 
@@ -163,6 +177,7 @@ def exit_code(
     def stop(signum: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt(signum)
 
+    sys.stdout = sys.stdout or io.StringIO()  # where it is closed, as by `>&-`
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with contextlib.redirect_stdout(Output(sys.stdout)) as output:

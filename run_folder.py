@@ -1,7 +1,7 @@
 """What a run prints and leaves behind, and how it is taken up again.
 
     config.json      its settings, and what it ran on
-    metrics.csv      a row an epoch
+    metrics.csv      a row per epoch
     checkpoint.pt    all that a resume needs
     curves.png       and, once it is finished,
     weights.pt       the weights after the last epoch, or their average
@@ -98,8 +98,11 @@ def read_state(path: Path) -> dict[str, Any]:
 def load_weights(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     """The network that the weights in `path` fit, on the CPU, after its name.
 
-    Raises UsageError when they fit none, or not the one called `name`, or are not all finite.
+    `path` may be the folder of a run. Raises UsageError when they fit none, or not the one called
+    `name`, or are not all finite.
     """
+    with contextlib.suppress(OSError):  # which `read_state` reports
+        path = path / "weights.pt" if path.is_dir() else path
     state = read_state(path)
     found = {key: getattr(value, "shape", None) for key, value in state.items()}
     for candidate, model_class in MODELS.items():
@@ -116,6 +119,11 @@ def load_weights(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
 
 
 # --------------------------------------------------------------------------------- folder
+
+
+def run_name(model: str, recipe: str, seed: int) -> str:
+    """What a run, its folder and its record are called."""
+    return f"{model}-{recipe}-seed{seed}"
 
 
 def new_run_folder(out_dir: Path, name: str, config: dict[str, Any]) -> Path:
@@ -148,12 +156,14 @@ def read_config(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
         had = {**config, **config["recipe"], "recipe": config["recipe"]["name"]}
-        whole = [had[key] for key in ("epochs", "batch_size", "seed", "holdout", "threads")]
-        text = [had[key] for key in ("data_dir", "device")]
+        lowest = {"epochs": 1, "batch_size": 1, "seed": 0, "holdout": 0, "threads": 1}
+        text = ["model", "recipe", "interpolation", "data_dir", "device"]
+        numbers = config["recipe"].keys() - {"name", "interpolation"}
         if (
-            not all(isinstance(value, int) for value in whole)
-            or not all(isinstance(value, str) for value in [*text, had["model"]])
-            or had["threads"] < 1
+            not all(isinstance(had[key], int) and had[key] >= low for key, low in lowest.items())
+            or not all(isinstance(had[key], str) for key in text)
+            or not all(isinstance(had[key], int | float) and had[key] >= 0 for key in numbers)
+            or had["interpolation"] not in ("nearest", "bilinear")
         ):
             raise ValueError
     except OSError as error:

@@ -17,7 +17,7 @@ Train accuracy is that of the augmented images while the network learns from the
 LR is the learning rate after the epoch's last batch. Time is the training of the epoch, without
 the evaluation that follows it.
 
-Each run has a folder of its own: config.json, metrics.csv (a row an epoch), checkpoint.pt (what
+Each run has a folder of its own: config.json, metrics.csv (a row per epoch), checkpoint.pt (what
 a resume needs), weights.pt (after the last epoch, or their average) and curves.png.
 Exit codes: 0 done, 1 the run failed, 2 bad arguments or files, 130 Ctrl-C, 141 when whoever
 read the output is gone, 143 SIGTERM.
@@ -32,6 +32,7 @@ import functools
 import gc
 import math
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -374,7 +375,7 @@ def run(
         config = {"model": model_name, "recipe": dataclasses.asdict(recipe), "seed": seed}
         config |= {"holdout": holdout, "data_dir": str(Path(data_dir).resolve())}
         config |= run_folder.describe(target) | {"code": training_code(model_name)}
-        name = f"{model_name}-{recipe.name}-seed{seed}"
+        name = run_folder.run_name(model_name, recipe.name, seed)
         folder = run_folder.new_run_folder(Path(out_dir), name, config)
     say = (lambda text: None) if quiet else functools.partial(print, flush=True)
     say(f"{title}, device {target}, torch {torch.__version__}")
@@ -488,7 +489,8 @@ def print_evaluation(args: argparse.Namespace) -> None:
     loss, accuracy = evaluate(AverageOfViews(model) if args.tta else model, loader, criterion)
     views = ", mean of nine views" if args.tta else ""
     print(f"{name}{views}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
-    print(f"What it gets wrong: python -m tools.report {args.evaluate} --out pictures")
+    weights = shlex.quote(str(args.evaluate))
+    print(f"What it gets wrong: python -m tools.report {weights} --out pictures")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import torch
 from command_line import RunError
 from mnist import DATA_DIR
 from tools import benchmark, records, ways
-from tools.benchmark import OURS, USUAL, main, table
+from tools.benchmark import OURS, USUAL, document, main, summary
 
 
 def made_up(machine: str, usual: list[float], ours: list[float], **more: Any) -> dict[str, Any]:
@@ -30,24 +30,27 @@ def cells(text: str, title: str) -> list[str]:
 
 def test_the_table_quotes_the_range_over_rounds_and_machines() -> None:
     runs = [made_up("A", [20, 24, 30], [10, 10, 10]), made_up("B", [9, 16], [6, 4])]
-    text = table(runs)
-    assert "1.50 to 4.00 (model3, strong)" in text and "2 kinds of machine" in text
-    ratios = cells(text, f"{USUAL} / {OURS}")
-    assert ratios == ["2.40 (2.00 to 3.00)", "2.75 (1.50 to 4.00)"]
-    assert cells(text, f"{USUAL} (s)")[0] == "24.00 (20.00 to 30.00)"
+    claim, text = summary(runs), document(runs)
+    assert "1.50 to 4.00 times (model3, strong)" in claim and "2 kinds of machine" in claim
+    for table in (claim, text):
+        ratios = cells(table, f"{USUAL} / {OURS}")
+        assert ratios == ["2.40 (2.00 to 3.00)", "2.75 (1.50 to 4.00)"]
+        assert cells(table, f"{USUAL} (s)")[0] == "24.00 (20.00 to 30.00)"
     assert cells(text, f"peak memory, {OURS} (MB)") == ["710", "706"]
-    assert cells(text, f"peak memory, {OURS} (MB on the GPU)") == ["-", "-"]
     assert cells(text, "workers, threads of the usual way") == ["4, 1", "4, 1"]
+    assert "MB on the GPU" not in text and "\n    floor " in text
+    runs[0]["measured"][OURS][0]["MB on the GPU"] = 51.4
+    assert cells(document(runs), f"peak memory, {OURS} (MB on the GPU)") == ["51", "-"]
 
 
 def test_recipes_have_a_range_each() -> None:
-    text = table([made_up("A", [20], [10]), made_up("A", [30], [10], recipe="classic")])
-    assert "2.00 to 2.00 (model3, strong), 3.00 to 3.00 (model3, classic)" in text
+    text = summary([made_up("A", [20], [10]), made_up("A", [30], [10], recipe="classic")])
+    assert "2.00 to 2.00 times (model3, strong), 3.00 to 3.00 times (model3, classic)" in text
     assert "1 kind of machine" in text
 
 
 def test_without_a_record_the_table_says_so(tmp_path: Path) -> None:
-    assert table(benchmark.read(tmp_path)) == "Not measured yet."
+    assert summary(benchmark.read(tmp_path)) == "Not measured yet."
 
 
 def test_a_machine_has_one_record_which_is_brought_up_to_date(tmp_path: Path) -> None:
@@ -76,7 +79,8 @@ def test_what_is_of_all_images_is_kept_and_comes_into_the_readme(
     assert main(["--rounds", "1", "--device", "cpu"]) == 0
     kept = benchmark.read(tmp_path / "benchmark")
     assert {run["recipe"] for run in kept} == {"strong", "classic"}
-    assert readme.read_text() == f"<!-- benchmark -->\n{table(kept)}\n<!-- /benchmark -->\n"
+    assert readme.read_text() == f"<!-- benchmark -->\n{summary(kept)}\n<!-- /benchmark -->\n"
+    assert (tmp_path / "benchmark" / "README.md").read_text() == document(kept)
 
 
 def test_the_operations_of_an_epoch_by_hand() -> None:

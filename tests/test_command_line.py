@@ -386,6 +386,24 @@ def test_resume_with_a_damaged_config(
     assert_refused(call("--resume", stopped), f"--resume {stopped}: its config.json is damaged")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("epochs", 0), ("epochs", 2.5), ("batch_size", 0), ("max_lr", "x"), ("max_lr", -0.1)],
+        *[("interpolation", "nope"), ("seed", -1), ("holdout", "100"), ("threads", 0)],
+    ],
+)
+def test_resume_with_a_value_that_no_run_has(
+    key: str, value: object, stopped: Path, call: Call
+) -> None:
+    config = json.loads((stopped / "config.json").read_text())
+    (config["recipe"] if key in config["recipe"] else config)[key] = value
+    (stopped / "config.json").write_text(json.dumps(config))
+    before = content(stopped)
+    assert_refused(call("--resume", stopped), f"--resume {stopped}: its config.json is damaged")
+    assert content(stopped) == before
+
+
 @pytest.mark.parametrize(("old", "new"), [("max_lr", "maximum"), ("model3", "model9")])
 def test_resume_of_a_run_of_another_version(old: str, new: str, stopped: Path, call: Call) -> None:
     """Nothing of it is damaged: the line must not say so."""

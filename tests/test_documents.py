@@ -12,7 +12,7 @@ import train
 from command_line import train_parser
 from mnist import Loader
 from run_folder import MODELS, load_weights
-from tools import ablation, benchmark
+from tools import ablation, benchmark, frontier
 from tools.records import (
     RESULTS,
     accuracies,
@@ -31,12 +31,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme_tables_are_those_of_the_records() -> None:
+    timings = benchmark.read(benchmark.FOLDER)
     tables = readme_tables(read_records()) | {
         "ablation": ablation.table(read_records(ablation.ABLATION)),
-        "benchmark": benchmark.table(benchmark.read(benchmark.FOLDER)),
+        "benchmark": benchmark.summary(timings),
     }
+    if frontier.FRONTIER.exists():
+        tables |= {"frontier": frontier.words(read_records(frontier.FRONTIER) | read_records())}
     assert with_tables(README, tables) == README
     assert (RESULTS / "epochs.md").read_text() == epochs_document(read_records())
+    assert (benchmark.FOLDER / "README.md").read_text() == benchmark.document(timings)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

@@ -187,8 +187,8 @@ def test_learning_rate_that_is_absurd(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # In an epoch of a single batch, only the test loss can tell what the step has done.
-    classic = replace(train.RECIPES["strong"], max_lr=1e38)
-    monkeypatch.setitem(train.RECIPES, "strong", classic)
+    absurd = replace(train.RECIPES["strong"], max_lr=1e38)
+    monkeypatch.setitem(train.RECIPES, "strong", absurd)
     code = train.main(["--batch-size", batch_size, "--quiet", "--out-dir", str(tmp_path)])
     assert_failed(code, capsys.readouterr(), "not finite", "epoch 1", "try ")
     assert [path.name for path in folder_of(tmp_path).iterdir()] == ["config.json"]

@@ -1,7 +1,9 @@
 """Smaller sizes of model4: which there are, what is said of them, what is drawn."""
 
 import io
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +58,19 @@ def test_sentence_names_the_smallest_that_every_seed_meets(sizes: list[str]) -> 
     assert frontier.sentence(records).startswith("No size")
 
 
+def test_table_has_a_row_for_each_size_of_model4(sizes: list[str]) -> None:
+    records = {
+        ("model4", "strong"): made_up(99.6, 99.5, 2),
+        (sizes[0], "strong"): made_up(99.0, 99.0, 5),
+        ("model3", "strong"): made_up(99.6, 99.6, 3),
+    }
+    lines = frontier.table(records).splitlines()
+    count = int(sizes[0].partition("-")[2])
+    assert lines[2] == f"| {count:,} | 5 | 99.00 % | 99.00 % | 99.00 % | 0 of 5 (0-43 %) |"
+    assert lines[3] == "| 7,556 | 2 | 99.60 % | 99.60 % | 99.60 % | 2 of 2 (34-100 %) |"
+    assert len(lines) == 4
+
+
 def test_picture_has_every_network_once(sizes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     records = {(name, "strong"): made_up(99.0, 98.9, 5) for name in (*sizes, "model3", "model4")}
     with Image.open(io.BytesIO(frontier.plot(records))) as picture:
@@ -69,3 +84,14 @@ def test_picture_has_every_network_once(sizes: list[str], monkeypatch: pytest.Mo
     assert drawn == [*counts, 7_556, 7_784]
     published = {text.get_text() for text in axes.texts}
     assert published == {*frontier.PUBLISHED, "model3", "model4"}
+
+
+def test_published_answers_are_those_of_the_readme() -> None:
+    lines = re.findall(
+        r"^\| \[[^/\]]+/([\w-]+)\].* \| ([\d,]+) \| ([\d.]+) % \|$",
+        (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    read = {name: (int(count.replace(",", "")), float(share)) for name, count, share in lines}
+    ours = {name.partition("_")[0]: found for name, found in read.items()}
+    assert ours == frontier.PUBLISHED

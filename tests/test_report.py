@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import train
 from mnist import DATA_DIR, Loader, load_mnist
+from predict import classify
 from run_folder import MODELS, write_state
 from tools import report
 
@@ -46,7 +47,7 @@ def guesses() -> tuple[Tensor, Tensor, Tensor]:
 def test_predictions_score_as_the_trainer_says(model: nn.Module) -> None:
     images, labels = (part[:1500] for part in load_mnist(DATA_DIR, train=False))
     loader = Loader(images, labels, train.TEST_BATCH_SIZE)
-    probabilities = report.predict(model, loader)
+    probabilities = classify(model, images[:, 0])
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(1500))
     matrix = report.confusion_matrix(labels, probabilities.argmax(dim=1))
     _, accuracy = train.evaluate(model, loader, nn.CrossEntropyLoss())
@@ -103,6 +104,18 @@ def test_feature_maps_are_those_of_the_network(model: nn.Module) -> None:
         assert torch.equal(maps[3][0], model.block1(image[None])[0])
         logits = model.head[-1](maps[-1][0].mean(dim=(1, 2)))
         assert torch.allclose(logits, model(image[None])[0], atol=1e-6)
+
+
+def test_feature_maps_of_residual_blocks_are_shown_too() -> None:
+    model = MODELS["model4"]()
+    image = torch.randn(1, 28, 28)
+    maps = report.feature_maps(model, image)
+    assert [(*part.shape, field) for part, field in maps] == [
+        *[(1, 28, 28, 1), (8, 26, 26, 3), (12, 23, 23, 6), (12, 12, 12, 7), (12, 12, 12, 11)],
+        *[(37, 12, 12, 11), (37, 11, 11, 17), (37, 6, 6, 19), (37, 6, 6, 27), (37, 6, 6, 35)],
+    ]
+    with torch.inference_mode():
+        assert torch.equal(maps[5][0], model.blocks[:5](model.stem(image[None]))[0])
 
 
 def test_gradients_of_a_linear_network_are_its_weights() -> None:

@@ -109,10 +109,10 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        # Five batches an epoch, of which the last is the test's.
+        # Six batches per epoch, of which the last two are the test's.
         (nn.CrossEntropyLoss, "forward", 3),
-        (nn.CrossEntropyLoss, "forward", 5 + 3),
-        (nn.CrossEntropyLoss, "forward", 10 + 5),
+        (nn.CrossEntropyLoss, "forward", 6 + 3),
+        (nn.CrossEntropyLoss, "forward", 12 + 5),
         # The first file is config.json; then come two an epoch, and two at the end.
         (run_folder, "write_atomically", 2),
         (run_folder, "write_atomically", 5),
@@ -146,7 +146,7 @@ def test_interrupted_run_keeps_its_epochs_and_says_how_to_go_on(
     small_mnist: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, nn.CrossEntropyLoss, "forward", 5 + 3)
+        interrupt(patch, nn.CrossEntropyLoss, "forward", 6 + 3)
         assert start(tmp_path, "classic") == 130
     folder = only_folder(tmp_path)
     assert f"python train.py --resume {folder}" in capsys.readouterr().err

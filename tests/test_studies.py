@@ -20,6 +20,7 @@ import torch
 
 import train
 from command_line import RunError, UsageError
+from run_folder import write_atomically
 from tools import ablation, records, seed_study
 from tools.records import keep_record, mismatch, read_records
 from tools.seed_study import train_one_seed, train_seeds
@@ -124,6 +125,16 @@ def test_a_half_finished_seed_goes_on_where_it_stopped(
     assert len(steps) == 6 + 4  # the first epoch was not trained again
     for record, other in zip(rows, expected, strict=True):
         assert record | {"seconds": 0} == other | {"seconds": 0}
+
+
+def test_a_finished_seed_whose_record_was_lost_is_not_trained_again(
+    small_mnist: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, rows = train_one_seed(JOB, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(seed_study, "training_code", lambda name: config["code"])
+        patch.setattr(Learner, "step", None)  # no call of it would do
+        assert train_one_seed(JOB, tmp_path) == (config, rows)
 
 
 @pytest.mark.parametrize("change", ["settings", "code"])
@@ -319,6 +330,30 @@ def test_ablation_is_paired_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[2][:3] == ["another", "3", "**-0.203 ± 0.014**"]
 
 
+def test_rows_that_cannot_be_written_do_not_get_the_settings_of_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = train.training_code("model3")
+    config = {"model": "model3", "recipe": dataclasses.asdict(RECIPE), "seed": 5, "holdout": 0}
+    keep_record(tmp_path, config | {"code": "former"}, [{"epoch": 1}])
+    assert mismatch("model3", RECIPE, 5, tmp_path) == f"code former -> {code}"
+
+    def full(path: Path, content: bytes) -> None:
+        if path.suffix == ".csv":
+            raise RunError("no space")
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_atomically", full)
+        with pytest.raises(RunError):
+            keep_record(tmp_path, config | {"code": code}, [{"epoch": 1}])
+    assert mismatch("model3", RECIPE, 5, tmp_path) == f"code former -> {code}"
+    keep_record(tmp_path, config | {"code": code}, [{"epoch": 1}])
+    assert mismatch("model3", RECIPE, 5, tmp_path) == ""
+    (tmp_path / "model3-strong-seed5.json").unlink()
+    assert mismatch("model3", RECIPE, 5, tmp_path) == "no record"
+
+
 def test_seeds_named_twice_are_trained_once() -> None:
     assert seed_study.seed_range("0-4,42,4,2-3") == [0, 1, 2, 3, 4, 42]
     with pytest.raises(argparse.ArgumentTypeError, match="not like"):
@@ -327,12 +362,22 @@ def test_seeds_named_twice_are_trained_once() -> None:
 
 def test_each_variant_lacks_what_it_says() -> None:
     strong, classic = train.RECIPES["strong"], train.RECIPES["classic"]
-    for recipe in ablation.VARIANTS.values():
-        changed = {
+    changed = {
+        words.partition(" (")[0]: {
             field.name
             for field in dataclasses.fields(recipe)
             if getattr(recipe, field.name) != getattr(strong, field.name)
-        } - {"name"}
-        assert changed
-        for field in changed - {"ema_decay"}:
-            assert getattr(recipe, field) == getattr(classic, field)
+        }
+        - {"name"}
+        for words, recipe in ablation.VARIANTS.items()
+    }
+    affine = {"rotation", "translation", "scaling", "shear", "interpolation"}
+    assert changed == {
+        "batches of 32 and their learning rate": {"batch_size", "max_lr", "ema_decay"},
+        "shift, scale and shear": affine,
+        "averaged weights": {"ema_decay"},
+        "weight decay": {"weight_decay"},
+    }
+    for recipe in ablation.VARIANTS.values():
+        for field in set.union(*changed.values()) - {"ema_decay"}:
+            assert getattr(recipe, field) in (getattr(strong, field), getattr(classic, field))

@@ -62,7 +62,7 @@ def test_learning_rate_after_each_epoch_is_the_published_one(name: str) -> None:
 
 @pytest.mark.parametrize("steps", range(1, 8))
 def test_shortest_schedules_end_low(steps: int) -> None:
-    """A dry run has one batch an epoch: the learning rate must rise and fall in a few steps."""
+    """A dry run has one batch per epoch: the learning rate must rise and fall in a few steps."""
     recipe = dataclasses.replace(CLASSIC, epochs=steps)
     optimizer, scheduler = train.build_optimizer(MODELS["model3"](), recipe, 1)
     rates = []

@@ -1,6 +1,6 @@
 """Take each ingredient out of the recipe "strong", and say what that costs.
 
-    python -m tools.ablation                 # trains what is missing, one process a core
+    python -m tools.ablation                 # trains what is missing, one process per core
 
 Every variant trains the same network on the first 50,000 training images with the same seeds and
 is judged on the last 10,000: the test set has no part in it. Since the seeds are shared, each
@@ -59,7 +59,7 @@ VARIANTS = {  # what is taken out, in words
 
 
 def judge(seeds: dict[int, Rows]) -> dict[str, np.ndarray]:
-    """What the variants are compared by, a figure a seed: means of the last three epochs."""
+    """What the variants are compared by, a figure per seed: means of the last three epochs."""
     accuracy = accuracies(seeds)
     losses = np.array([[row["val_loss"] for row in rows] for rows in seeds.values()])
     return {

@@ -8,7 +8,7 @@ The same network learns by the same recipe, round after round (the loops are in 
 
     usual way           of most tutorials, with the workers and threads that were fastest here
     this repository     Loader and train_one_epoch
-    seeds at once       the same on a CPU, one single-threaded process a core, as tools.seed_study
+    seeds at once       the same on a CPU, one single-threaded process per core, as tools.seed_study
                         has them: the time of all over their number
     arithmetic alone    Learner.step on one batch that stays where it is: the practical floor
     floor               3 x 2 x the multiply-adds of convolutions and linear layers (two operations
@@ -27,13 +27,11 @@ import multiprocessing
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -43,7 +41,7 @@ from typing import Any
 
 import torch
 
-from command_line import Parser, RunError, exit_code, whole_number
+from command_line import Parser, RunError, end_with_parent, exit_code, whole_number
 from run_folder import MODELS, describe, reuse_freed_memory, write_atomically
 from tools import ways
 from tools.ways import ALL_IMAGES, ARITHMETIC, EVALUATION, OURS, USUAL, Job
@@ -53,6 +51,8 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results" / "benchmark"  # a record for each kind of machine
 TRIAL_IMAGES, WARM_UP_IMAGES = 10_000, 2_000
 AT_ONCE, FLOOR, RUN = "seeds at once", "floor", "train.py, 1 epoch"
+IN_README = (f"{USUAL} (s)", f"{OURS} (s)", f"{AT_ONCE} (s)", f"{USUAL} / {OURS}")
+IN_README += (f"peak memory, {RUN} (MB)",)
 Measurement = dict[str, float]  # "seconds", peak "MB" and, where there is one, "MB on the GPU"
 
 
@@ -94,12 +94,10 @@ def with_memory(action: Callable[..., float], *arguments: Any) -> Measurement:
 
 
 def begin(barrier: Any) -> None:
-    """Leave Ctrl-C to the benchmark, and end when it does, however it ends."""
+    """Wait at `barrier` for those that start together, and end when the benchmark does."""
     global together
     together = barrier
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    end_with_parent()
 
 
 # ----------------------------------------------------------------------------- measuring
@@ -181,13 +179,13 @@ def keep(run: dict[str, Any], folder: Path) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All measurements on record; `table` makes the README's of them."""
+    """All measurements on record; `summary` says it in the README."""
     paths = sorted(folder.glob("*.json"))
     return [run for path in paths for run in json.loads(path.read_text()).values()]
 
 
 def values(run: dict[str, Any], name: str, key: str = "seconds") -> list[float]:
-    """One figure a round; none where it was not measured."""
+    """One figure per round; none where it was not measured."""
     return [found[key] for found in run["measured"].get(name, []) if key in found]
 
 
@@ -201,33 +199,49 @@ def spread(found: list[float]) -> str:
     return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})" if found else "-"
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    """What the README says of these measurements: the range of the ratio, and a column for each."""
+def figures(runs: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """All that was measured: by name, a cell for each run."""
+    best = ["{workers}, {threads}".format(**run["best"]) for run in runs]
+    rows = {f"workers, threads of the {USUAL}": best}
+    for name in dict.fromkeys(name for run in runs for name in run["measured"]):
+        rows[f"{name} (s)"] = [spread(values(run, name)) for run in runs]
+    for above, below in [(USUAL, OURS), (OURS, AT_ONCE), (OURS, ARITHMETIC), (OURS, FLOOR)]:
+        rows[f"{above} / {below}"] = [spread(ratios(run, above, below)) for run in runs]
+    for name, unit in [(USUAL, "MB"), (OURS, "MB"), (RUN, "MB"), (OURS, "MB on the GPU")]:
+        peaks = [max(values(run, name, unit), default=None) for run in runs]
+        cells = ["-" if peak is None else f"{peak:,.0f}" for peak in peaks]
+        rows[f"peak memory, {name} ({unit})"] = cells
+    return {name: cells for name, cells in rows.items() if set(cells) != {"-"}}
+
+
+def table(runs: list[dict[str, Any]], names: Collection[str]) -> str:
+    """A column for each run, and of `figures` those that are in `names`."""
     from tools.records import markdown_table  # here: scipy would count in every way's memory
 
+    titles = [f"{run['machine']}: {run['model']}, {run['recipe']}" for run in runs]
+    rows = [[name, *cells] for name, cells in figures(runs).items() if name in names]
+    return markdown_table(["median (range)", *titles], rows)
+
+
+def summary(runs: list[dict[str, Any]], names: Collection[str] = IN_README) -> str:
+    """The range of the ratio in a sentence, and a table: what the README says."""
     if not runs:
         return "Not measured yet."
     kinds: dict[str, list[float]] = {}
     for run in runs:
         kinds.setdefault(f"{run['model']}, {run['recipe']}", []).extend(ratios(run, USUAL, OURS))
-    claims = [f"{min(all_):.2f} to {max(all_):.2f} ({kind})" for kind, all_ in kinds.items()]
+    claims = [f"{min(all_):.2f} to {max(all_):.2f} times ({kind})" for kind, all_ in kinds.items()]
     machines = len({run["machine"] for run in runs})
-    claim = (
-        f"The usual way takes so many times as long as this repository: {', '.join(claims)}. "
-        f"Ranges are over all rounds on {machines} kind{'s' * (machines > 1)} of machine."
+    return (
+        f"The usual way takes {', '.join(claims)} as long as this repository. Ranges are over all "
+        f"rounds on {machines} kind{'s' * (machines > 1)} of machine.\n\n{table(runs, names)}"
     )
-    best = [f"{run['best']['workers']}, {run['best']['threads']}" for run in runs]
-    rows: list[list[object]] = [["workers, threads of the usual way", *best]]
-    for name in dict.fromkeys(name for run in runs for name in run["measured"]):
-        rows.append([f"{name} (s)", *(spread(values(run, name)) for run in runs)])
-    for above, below in [(USUAL, OURS), (OURS, AT_ONCE), (OURS, ARITHMETIC), (OURS, FLOOR)]:
-        rows.append([f"{above} / {below}", *(spread(ratios(run, above, below)) for run in runs)])
-    for name, unit in [(USUAL, "MB"), (OURS, "MB"), (RUN, "MB"), (OURS, "MB on the GPU")]:
-        peaks = [max(values(run, name, unit), default=None) for run in runs]
-        cells = ["-" if peak is None else f"{peak:,.0f}" for peak in peaks]
-        rows.append([f"peak memory, {name} ({unit})", *cells])
-    titles = [f"{run['machine']}: {run['model']}, {run['recipe']}" for run in runs]
-    return f"{claim}\n\n{markdown_table(['median (range)', *titles], rows)}"
+
+
+def document(runs: list[dict[str, Any]]) -> str:
+    """README.md of the records: what each way is, and every figure."""
+    explained = __doc__[__doc__.index("The same network") :]
+    return f"# Every figure of the benchmark\n\n{explained}\n{table(runs, figures(runs))}\n"
 
 
 # -------------------------------------------------------------------------- command line
@@ -246,8 +260,10 @@ def benchmark(args: argparse.Namespace) -> None:
         from tools.records import update_readme
 
         runs = read(FOLDER)
-        update_readme({"benchmark": table(runs)})
-    print(table(runs))
+        update_readme({"benchmark": summary(runs)})
+        if runs:
+            write_atomically(FOLDER / "README.md", document(runs).encode())
+    print(summary(runs, figures(runs)))
 
 
 def main(argv: list[str] | None = None) -> int:

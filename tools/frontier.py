@@ -1,6 +1,6 @@
 """Say how few parameters are enough: train smaller sizes of model4, five seeds each.
 
-    python -m tools.frontier                 # trains what is missing, one process a core
+    python -m tools.frontier                 # trains what is missing, one process per core
 
 Network, sizes and recipe ("strong") are fixed beforehand; accuracies are those of the test set at
 the last epoch. Records are in results/frontier; results/frontier.png and the sentence in README.md
@@ -23,7 +23,17 @@ from run_folder import (
     png,
     write_atomically,
 )
-from tools.records import RESULTS, Records, accuracies, meets, read_records, update_readme
+from tools.records import (
+    RESULTS,
+    ROOT,
+    Records,
+    accuracies,
+    markdown_table,
+    meets,
+    read_records,
+    share,
+    update_readme,
+)
 from tools.seed_study import STUDIED, Job, Outcome, study_parser, train_one_seed, train_seeds
 from train import RECIPES
 
@@ -70,11 +80,12 @@ def train_one_size(job: Job, work_dir: Path) -> Outcome:
 
 def networks(records: Records) -> dict[str, tuple[int, np.ndarray]]:
     """Parameters and accuracies (seeds, epochs) of each network under "strong", smallest first."""
-    found = {
-        model: (count_parameters(MODELS[model]()), accuracies(seeds))
-        for (model, recipe), seeds in records.items()
-        if recipe == STUDIED
-    }
+    found = {}
+    for (model, recipe), seeds in records.items():
+        if recipe == STUDIED:
+            size = model.partition("-")[2]
+            count = int(size) if size else count_parameters(MODELS[model]())
+            found[model] = count, accuracies(seeds)
     return dict(sorted(found.items(), key=lambda item: item[1][0]))
 
 
@@ -88,6 +99,25 @@ def sentence(records: Records) -> str:
                 f"{accuracy[:, -1].mean():.2f} % on average at the last epoch)."
             )
     return f"No size has its last five epochs ≥ {MIN_ACCURACY} % on every seed."
+
+
+def table(records: Records) -> str:
+    """A row for each size of model4: the distribution over its seeds."""
+    titles = ["parameters", "seeds", "last epoch, mean", "min", "max"]
+    titles.append(f"last five epochs ≥ {MIN_ACCURACY} % (95 %)")
+    rows = []
+    for name, (count, accuracy) in networks(records).items():
+        if name.startswith("model4"):
+            last = accuracy[:, -1]
+            cells = [f"{value:.2f} %" for value in (last.mean(), last.min(), last.max())]
+            rows.append([f"{count:,}", len(accuracy), *cells, share(meets(accuracy))])
+    return markdown_table(titles, rows, names=0)
+
+
+def words(records: Records) -> str:
+    """What the README says: the sentence, the picture, the table."""
+    picture = f"![Parameters against test accuracy]({PICTURE.relative_to(ROOT)})"
+    return f"{sentence(records)}\n\n{picture}\n\n{table(records)}"
 
 
 def plot(records: Records) -> bytes:
@@ -109,7 +139,7 @@ def plot(records: Records) -> bytes:
             note = {"xytext": (8, -4), "textcoords": "offset points", "color": style["color"]}
             axes.annotate(name, (count, last.mean()), **note)
     line = [(count, a[:, -1].mean()) for name, (count, a) in ours.items() if "model4" in name]
-    axes.plot(*zip(*line), color="C0", linewidth=1, label="model4 and smaller sizes of it")
+    axes.plot(*zip(*line), color="C0", linewidth=1)
     for name, (count, accuracy) in PUBLISHED.items():
         axes.plot(count, accuracy, "x", color="gray")
         note = {"xytext": (-6, 6), "textcoords": "offset points", "ha": "right", "fontsize": 8}
@@ -118,7 +148,8 @@ def plot(records: Records) -> bytes:
     axes.set_xticks([500, 1_000, 2_000, 4_000, 8_000, 16_000])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.minorticks_off()
-    axes.set_title("Mean and range over seeds; crosses: one published run each", loc="left")
+    title = "Mean and range over seeds. Circles: model4 and smaller sizes of it; squares: the"
+    axes.set_title(f"{title} published networks; crosses: one published run each", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
@@ -131,9 +162,8 @@ def explore(args: argparse.Namespace) -> None:
     train_seeds(jobs, FRONTIER, work_dir, args.processes, args.scheduler, train_one_size)
     records = read_records(FRONTIER) | read_records()
     write_atomically(PICTURE, plot(records))
-    print(sentence(records))
-    picture = "![Parameters against test accuracy](results/frontier.png)"
-    update_readme({"frontier": f"{sentence(records)}\n\n{picture}"})
+    print(words(records))
+    update_readme({"frontier": words(records)})
 
 
 def main(argv: list[str] | None = None) -> int:

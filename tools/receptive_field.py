@@ -47,9 +47,9 @@ and width of the pixels whose gradient is not zero.
 
 In each model the field of the logits is larger than an image of 28 x 28. Still a pixel may not
 count at all: a 2 x 2 pool drops the last row and column of a map of odd size, as the second pool
-of Model_3 does. The line below each table says how much of an image has a gradient. Nor do all
-pixels count alike. How much each one does in the trained Model_4, as `python -m tools.report`
-draws it:
+of Model_3 does; those of Model_4 round up instead (ceil_mode), and drop nothing. The line below
+each table says how much of an image has a gradient. Nor do all pixels count alike. How much each
+one does in the trained Model_4, as `python -m tools.report` draws it:
 
 ![How much each pixel counts for the logits of Model_4](results/model4-receptive-field.png)
 """
@@ -135,8 +135,8 @@ def table(name: str) -> str:
             shape = " x ".join(map(str, features.shape[1:]))
             extent = " x ".join(map(str, measured))
             kind = "depthwise" if getattr(layer, "groups", 1) > 1 else "convolution"
-            name = NAMES[type(layer)].format(layer, kind=kind)
-            rows.append((name, sizes, shape, *field, extent))
+            title = NAMES[type(layer)].format(layer, kind=kind)
+            rows.append((title, sizes, shape, *field, extent))
     parameters = count_parameters(model)
     title = f"## {type(model).__name__}: {parameters:,} parameters, receptive field {field[0]} px"
     lines = (

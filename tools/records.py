@@ -1,6 +1,6 @@
 """The records of runs under results/: kept, read, counted, and made into the README's tables.
 
-A record is NAME.csv, a row an epoch, and NAME.json, the settings of the run and where it ran.
+A record is NAME.csv, a row per epoch, and NAME.json, the settings of the run and where it ran.
 Tables stand in README.md between <!-- name --> and <!-- /name -->, and are made from nothing else.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from command_line import UsageError
-from run_folder import LAST_EPOCHS, MIN_ACCURACY, csv_bytes, lock, write_atomically
+from run_folder import LAST_EPOCHS, MIN_ACCURACY, csv_bytes, lock, run_name, write_atomically
 from train import Recipe, training_code
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ RUNS = RESULTS / "runs"
 README = ROOT / "README.md"
 NAMES = ("model", "recipe", "seed")  # the first columns of a record
 
-Rows = list[dict[str, float]]  # of one run, a row an epoch
+Rows = list[dict[str, float]]  # of one run, a row per epoch
 Records = dict[tuple[str, str], dict[int, Rows]]  # by (model, recipe), then by seed
 
 
@@ -34,18 +34,19 @@ def keep_record(folder: Path, config: dict[str, Any], rows: list[dict[str, Any]]
     """Write the record of a run with these settings into `folder`."""
     names = dict(zip(NAMES, (config["model"], config["recipe"]["name"], config["seed"])))
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "{model}-{recipe}-seed{seed}.json".format(**names)
+    path = folder / f"{run_name(**names)}.json"
     config = {key: value for key, value in config.items() if key != "data_dir"}  # a path of here
-    write_atomically(path, json.dumps(config, indent=2).encode())
+    # Settings after rows: if only one can be written, `mismatch` must not take old rows for new.
     write_atomically(path.with_suffix(".csv"), csv_bytes([names | row for row in rows]))
+    write_atomically(path, json.dumps(config, indent=2).encode())
 
 
 def mismatch(
     model_name: str, recipe: Recipe, seed: int, folder: Path = RUNS, holdout: int = 0
 ) -> str:
     """What keeps the record of this run from being that of today's code; "" where nothing does."""
-    path = folder / f"{model_name}-{recipe.name}-seed{seed}.json"
-    if not path.with_suffix(".csv").exists():
+    path = folder / f"{run_name(model_name, recipe.name, seed)}.json"
+    if not (path.exists() and path.with_suffix(".csv").exists()):
         return "no record"
     had = json.loads(path.read_text())
     settings = {**had["recipe"], "holdout": had["holdout"], "code": had.get("code")}

@@ -19,7 +19,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from command_line import Parser, UsageError, exit_code, some_path
-from mnist import DATA_DIR, IMAGE_SIZE, STD, Loader, load_mnist
+from mnist import DATA_DIR, IMAGE_SIZE, STD, Loader, load_mnist, normalize
+from model4 import Residual
+from predict import classify
 from run_folder import load_weights, png, write_atomically
 from tools.receptive_field import chain, computed_fields
 
@@ -29,13 +31,6 @@ MOST_MISTAKES = 500  # drawn at most: an untrained network makes 9,000
 SHOWN_IMAGE = 1  # of the test set, for the feature maps: a 2 with strokes at every angle
 
 # -------------------------------------------------------------------------------- figures
-
-
-def predict(model: nn.Module, loader: Loader) -> Tensor:
-    """Probabilities (N, 10) of the ten digits, for every image of `loader`."""
-    model.eval()
-    with torch.inference_mode():
-        return torch.cat([model(images).softmax(dim=1) for images, _ in loader])
 
 
 def confusion_matrix(labels: Tensor, guesses: Tensor) -> Tensor:
@@ -127,7 +122,7 @@ def plot_accuracy(matrix: Tensor, name: str) -> Figure:
 
 
 def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[Tensor, int]]:
-    """What each convolution and the average pool read, the normalised image (1, 28, 28) first.
+    """What each convolution, block and average pool reads, the normalised image (1, 28, 28) first.
 
     Maps of shape (channels, height, width), each with its receptive field in pixels.
     """
@@ -135,7 +130,7 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[Tensor, int]]:
     layers = chain(model)
     with torch.inference_mode():
         for layer, (next_field, _) in zip(layers, computed_fields(layers)):
-            if isinstance(layer, nn.Conv2d | nn.AvgPool2d) and features.shape[-1] > 1:
+            if isinstance(layer, nn.Conv2d | Residual | nn.AvgPool2d) and features.shape[-1] > 1:
                 maps.append((features[0], field))
             features, field = layer(features), next_field
     return maps
@@ -223,11 +218,10 @@ def report(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UsageError(f"--out {out}: {error.strerror}; name another folder") from None
     images, labels = load_mnist(args.data_dir, train=False)
-    loader = Loader(images, labels, BATCH_SIZE)
     fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
-    probabilities = predict(model, loader)
+    probabilities = classify(model, images[:, 0])
     matrix = confusion_matrix(labels, probabilities.argmax(dim=1))
-    shown = next(iter(loader))[0][SHOWN_IMAGE]
+    shown = normalize(images[SHOWN_IMAGE] / 255)
     figures = {
         "confusion": plot_confusion(matrix, name),
         "mistakes": plot_mistakes(images, labels, probabilities, name),

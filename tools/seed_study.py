@@ -1,4 +1,4 @@
-"""Train with many seeds, one process a core, and say what the accuracy is as a distribution.
+"""Train with many seeds, one process per core, and say what the accuracy is as a distribution.
 
     python -m tools.seed_study --model model3 --recipe strong --seeds 0-19
     python -m tools.seed_study --seeds 0-49 --scheduler tcp://HOST:8786    # on a Dask cluster
@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
     Future,
@@ -35,7 +34,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from command_line import Parser, RunError, UsageError, exit_code, whole_number
+from command_line import (
+    Parser,
+    RunError,
+    UsageError,
+    end_with_parent,
+    exit_code,
+    whole_number,
+)
 from mnist import DATA_DIR, AverageOfViews, Loader, load_mnist
 from run_folder import (
     COLUMNS,
@@ -45,6 +51,7 @@ from run_folder import (
     count_parameters,
     load_weights,
     png,
+    run_name,
     write_atomically,
 )
 from tools.records import (
@@ -83,13 +90,12 @@ def train_one_seed(job: Job, work_dir: Path) -> Outcome:
     model_name, recipe, seed, holdout = job
     torch.set_num_threads(1)
     work_dir = ROOT / work_dir
-    folder = work_dir / f"{model_name}-{recipe.name}-seed{seed}"
+    folder = work_dir / run_name(model_name, recipe.name, seed)
     now = [dataclasses.asdict(recipe), holdout, training_code(model_name)]
-    begun = None  # under these settings, and not yet finished
+    begun = None
     with contextlib.suppress(OSError, ValueError, KeyError):
         had = json.loads((folder / "config.json").read_text())
-        if not (folder / "weights.pt").exists():
-            begun = [had["recipe"], had["holdout"], had["code"]]
+        begun = [had["recipe"], had["holdout"], had["code"]]
     if folder.exists() and begun != now:
         shutil.rmtree(folder)  # a resume would go on with what has changed since
     with contextlib.redirect_stdout(io.StringIO()):
@@ -116,20 +122,10 @@ def accuracy_by_views(folder: Path) -> float:
     return evaluate(AverageOfViews(model), loader, nn.CrossEntropyLoss())[1]
 
 
-def end_with_the_study() -> None:
-    """In a worker: leave Ctrl-C to the study, and end when the study does, however it ends."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def in_a_process_of_its_own(task: Task, job: Job, work_dir: Path) -> Outcome:
     """Call `task`, so that a process that is killed takes no other run with it."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, end_with_the_study) as process:
+    with ProcessPoolExecutor(1, context, end_with_parent) as process:
         return process.submit(task, job, work_dir).result()
 
 
@@ -307,12 +303,12 @@ def epochs_document(records: Records, seed: int = 42) -> str:
 
 
 def plot_seeds(records: Records) -> bytes:
-    """Test accuracy by epoch as a PNG: each seed faint, the mean bold, a panel a network."""
+    """Test accuracy by epoch as a PNG: each seed faint, the mean bold, a panel for each network."""
     from matplotlib.figure import Figure
 
     shown = [name for name in (("model3", STUDIED), ("model4", STUDIED)) if name in records]
     figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     for axis, name in zip(panels, shown):
         accuracy = accuracies(records[name])
         epochs = np.arange(1, accuracy.shape[1] + 1)
@@ -321,7 +317,11 @@ def plot_seeds(records: Records) -> bytes:
         axis.plot(epochs, accuracy.T, color="C0", alpha=0.3, linewidth=1)
         axis.plot(epochs, accuracy.mean(axis=0), color="C0", linewidth=2.5)
         met = f"{meets(accuracy).sum()} of {len(accuracy)} seeds meet the challenge"
-        axis.set(title=f"{name[0]}: {met}", xlabel="epoch", ylim=(98.6, 99.75), xticks=epochs[::2])
+        axis.set_title(f"{name[0]}, {name[1]}: {met}", fontsize=11)
+        axis.set(xlabel="epoch", xticks=epochs[::2])
+        axis.set_ylim(98.6, 99.75)
+        band = {"color": "C1", "ha": "center", "fontsize": 9}
+        axis.annotate("last five epochs", (len(epochs) - 2, 98.63), **band)
         axis.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("test accuracy (%)")
     panels[0].annotate(f"{MIN_ACCURACY} %", (1, MIN_ACCURACY + 0.01), color="C1")

@@ -43,11 +43,14 @@ def usual_way(job: Job) -> Epoch:
     recipe, device = job.recipe, job.device
     shift, scale = recipe.translation / IMAGE_SIZE, 1 + recipe.scaling
     interpolation = transforms.InterpolationMode(recipe.interpolation)
+    if recipe.translation or recipe.scaling or recipe.shear:
+        bounds = recipe.rotation, (shift, shift), (1 / scale, scale), recipe.shear
+        augment = transforms.RandomAffine(*bounds, interpolation)
+    else:
+        augment = transforms.RandomRotation(recipe.rotation, interpolation)
     transform = transforms.Compose(
         [
-            transforms.RandomAffine(
-                recipe.rotation, (shift, shift), (1 / scale, scale), recipe.shear, interpolation
-            ),
+            augment,
             transforms.ToTensor(),
             transforms.Normalize((MEAN,), (STD,)),
         ]
