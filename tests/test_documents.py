@@ -1,6 +1,7 @@
 """What the documents say: commands that exist, figures that stand in the records."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from run_folder import MODELS, load_weights
 from tools import ablation, benchmark, frontier
 from tools.records import (
     RESULTS,
+    RUNS,
     accuracies,
     interval,
     markdown_table,
@@ -41,6 +43,16 @@ def test_readme_tables_are_those_of_the_records() -> None:
     assert with_tables(README, tables) == README
     assert (RESULTS / "epochs.md").read_text() == epochs_document(read_records())
     assert (benchmark.FOLDER / "README.md").read_text() == benchmark.document(timings)
+
+
+@pytest.mark.parametrize("name", ["model3-strong", "model4-strong", "model4-fast"])
+def test_runs_that_the_readme_calls_clean_are_of_one_code(name: str) -> None:
+    """A study after a change of the code must not mix its runs with those of before."""
+    configs = [json.loads(path.read_text()) for path in RUNS.glob(f"{name}-seed*.json")]
+    assert len(configs) >= 20
+    assert all(re.fullmatch("[0-9a-f]{7,}", config["commit"]) for config in configs)
+    (code,) = {config.get("code") for config in configs}
+    assert code
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
