@@ -10,6 +10,7 @@ are made from them, from those in results/runs, and from what others have publis
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,17 @@ PUBLISHED = {  # name: parameters, test accuracy in %; one run each, by their au
     "EVA4": (9_994, 99.61),
     "mnist-minimal-model": (1_936, 99.1),
     "Parameter-Efficient-MNIST": (697, 99.0),
+}
+KINDS = [  # color, marker and legend
+    ("C2", "s", "the published networks: mean and range over seeds"),
+    ("C0", "o", "model4 and smaller sizes of it: the same"),
+    ("gray", "x", "public answers: one run each"),
+]
+LABELS = {  # points to the right and up, and the side that stands there
+    "model4": ((-8, 4), "right"),
+    "EVA6": ((-4, -16), "right"),
+    "ERAV2": ((8, 2), "left"),
+    "model3": ((8, -9), "left"),
 }
 
 
@@ -120,6 +132,12 @@ def words(records: Records) -> str:
     return f"{sentence(records)}\n\n{picture}\n\n{table(records)}"
 
 
+def label(axes: Any, name: str, point: tuple[float, float], **style: object) -> None:
+    """Write `name` to the right of a point, or where LABELS says, so that none covers another."""
+    place, side = LABELS.get(name, ((8, -4), "left"))
+    axes.annotate(name, point, xytext=place, textcoords="offset points", ha=side, **style)
+
+
 def plot(records: Records) -> bytes:
     """Parameters against test accuracy as a PNG: mean and range of ours, the published as dots."""
     from matplotlib.figure import Figure
@@ -131,25 +149,28 @@ def plot(records: Records) -> bytes:
     ours = networks(records)
     for name, (count, accuracy) in ours.items():
         last = accuracy[:, -1]
-        is_model4 = name.startswith("model4")
-        style = {"color": "C0" if is_model4 else "C2", "marker": "o" if is_model4 else "s"}
         spread = [[last.mean() - last.min()], [last.max() - last.mean()]]
-        axes.errorbar(count, last.mean(), spread, capsize=3, **style)
+        color, marker, _ = KINDS["model4" in name]
+        axes.errorbar(count, last.mean(), spread, capsize=3, color=color, marker=marker)
         if "-" not in name:
-            note = {"xytext": (8, -4), "textcoords": "offset points", "color": style["color"]}
-            axes.annotate(name, (count, last.mean()), **note)
+            label(axes, name, (count, last.mean()), color=color)
     line = [(count, a[:, -1].mean()) for name, (count, a) in ours.items() if "model4" in name]
     axes.plot(*zip(*line), color="C0", linewidth=1)
-    for name, (count, accuracy) in PUBLISHED.items():
-        axes.plot(count, accuracy, "x", color="gray")
-        note = {"xytext": (-6, 6), "textcoords": "offset points", "ha": "right", "fontsize": 8}
-        axes.annotate(name, (count, accuracy), color="gray", **note)
-    axes.set(xscale="log", xlim=(400, 20_000), xlabel="parameters", ylabel="test accuracy (%)")
+    for name, found in PUBLISHED.items():
+        axes.plot(*found, "x", color="gray")
+        label(axes, name, found, color="gray", fontsize=8)
+    for color, marker, text in KINDS:
+        axes.plot([], [], marker, color=color, label=text)
+    axes.legend(loc="lower right", frameon=False)
+    axes.set(
+        xscale="log",
+        xlim=(400, 20_000),
+        xlabel="parameters",
+        ylabel="test accuracy, last epoch (%)",
+    )
     axes.set_xticks([500, 1_000, 2_000, 4_000, 8_000, 16_000])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.minorticks_off()
-    title = "Mean and range over seeds. Circles: model4 and smaller sizes of it; squares: the"
-    axes.set_title(f"{title} published networks; crosses: one published run each", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
