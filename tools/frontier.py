@@ -56,11 +56,11 @@ PUBLISHED = {  # name: parameters, test accuracy in %; one run each, by their au
     "mnist-minimal-model": (1_936, 99.1),
     "Parameter-Efficient-MNIST": (697, 99.0),
 }
-KINDS = [  # color, marker and legend
-    ("C2", "s", "the published networks: mean and range over seeds"),
-    ("C0", "o", "model4 and smaller sizes of it: the same"),
-    ("gray", "x", "public answers: one run each"),
-]
+KINDS = {  # color, marker and legend
+    "published": ("C2", "s", "the published networks: mean and range over seeds"),
+    "model4": ("C0", "o", "model4 and smaller sizes of it: the same"),
+    "public": ("gray", "x", "public answers: one run each"),
+}
 LABELS = {  # points to the right and up, and the side that stands there
     "model4": ((-8, 4), "right"),
     "EVA6": ((-4, -16), "right"),
@@ -150,7 +150,7 @@ def plot(records: Records) -> bytes:
     for name, (count, accuracy) in ours.items():
         last = accuracy[:, -1]
         spread = [[last.mean() - last.min()], [last.max() - last.mean()]]
-        color, marker, _ = KINDS["model4" in name]
+        color, marker, _ = KINDS["model4" if name.startswith("model4") else "published"]
         axes.errorbar(count, last.mean(), spread, capsize=3, color=color, marker=marker)
         if "-" not in name:
             label(axes, name, (count, last.mean()), color=color)
@@ -159,7 +159,7 @@ def plot(records: Records) -> bytes:
     for name, found in PUBLISHED.items():
         axes.plot(*found, "x", color="gray")
         label(axes, name, found, color="gray", fontsize=8)
-    for color, marker, text in KINDS:
+    for color, marker, text in KINDS.values():
         axes.plot([], [], marker, color=color, label=text)
     axes.legend(loc="lower right", frameon=False)
     axes.set(
