@@ -68,12 +68,32 @@ def to_onnx(model: nn.Module) -> bytes:
             opset_version=OPSET,
             dynamo=False,
         )
-    return buffer.getvalue()
+    return without_ceil_mode(buffer.getvalue())
+
+
+def without_ceil_mode(content: bytes) -> bytes:
+    """The ONNX file `content`, whose average pools have padding at their ends for ceil_mode.
+
+    Padding that is not counted makes it the same function. With ceil_mode, many a runtime divides
+    what a window has left at the edge by the size of all of it, onnxruntime before 1.29 among them
+    (github.com/microsoft/onnxruntime/issues/16203).
+    """
+    import onnx  # here and below, so that nothing but an export needs the ONNX packages
+
+    model = onnx.load_from_string(content)
+    for node in model.graph.node:
+        given = {field.name: onnx.helper.get_attribute_value(field) for field in node.attribute}
+        if node.op_type == "AveragePool" and given["ceil_mode"] and not any(given["pads"]):
+            pads = [0, 0, *(stride - 1 for stride in given["strides"])]
+            given |= {"ceil_mode": 0, "count_include_pad": 0, "pads": pads}
+            del node.attribute[:]
+            node.attribute.extend(onnx.helper.make_attribute(*field) for field in given.items())
+    return model.SerializeToString()
 
 
 def described(content: bytes, name: str, description: str, facts: dict[str, str]) -> bytes:
     """The ONNX file `content` with a name, a description and metadata."""
-    import onnx  # here and below, so that nothing but an export needs the ONNX packages
+    import onnx
 
     model = onnx.load_from_string(content)
     model.graph.name, model.doc_string = name, description
