@@ -1,6 +1,7 @@
 """What every script's command line does: options, one-line errors, signals, exit codes.
 
-Nothing here knows of networks. What goes wrong ends in one line on standard error and an exit
+The options of train.py are here too, and which of them exclude each other. Nothing here knows of
+networks. What goes wrong ends in one line on standard error and an exit
 code, never in a traceback: 1 where a run failed, 2 for bad arguments or files, 130 after Ctrl-C,
 141 when whoever read the output is gone, 143 after SIGTERM.
 """
@@ -11,7 +12,9 @@ import io
 import multiprocessing
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +35,13 @@ def end_quietly(kind: type[BaseException], error: BaseException, trace: Tracebac
     """Show what nothing caught, as Python does, but for Ctrl-C: there is nothing to explain."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
+
+
+def as_typed(*arguments: object) -> str:
+    """A command line that calls this Python with `arguments`, to be copied into a shell."""
+    if os.name == "nt":
+        return subprocess.list2cmdline([sys.executable, *map(str, arguments)])
+    return shlex.join([sys.orig_argv[0], *map(str, arguments)])
 
 
 def end_with_parent() -> None:
@@ -124,9 +134,9 @@ def train_parser(description: str, models: list[str], recipes: list[str], data_d
     add("--batch-size", type=whole_number(2, 9999), help="default: the recipe's", **n)
     seed = "of every random draw (default: %(default)s)"
     add("--seed", type=whole_number(0, 2**32 - 1), default=42, help=seed, **n)
-    device = "default: %(default)s, the first there is"
+    device = "default: %(default)s, the first of cuda, mps and cpu that is there"
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=device)
-    add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one a core)", **n)
+    add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one per core)", **n)
     data = "holds MNIST/raw/*.gz (default: data, beside train.py)"
     add("--data-dir", default=data_dir, help=data, **where)
     out = "holds the run folders (default: %(default)s)"
@@ -178,6 +188,8 @@ def exit_code(
         raise KeyboardInterrupt(signum)
 
     sys.stdout = sys.stdout or io.StringIO()  # where it is closed, as by `>&-`
+    with contextlib.suppress(AttributeError):  # what is no file has no encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with contextlib.redirect_stdout(Output(sys.stdout)) as output:

@@ -39,14 +39,14 @@ def download(name: str, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for mirror in MNIST.mirrors:
-        with (
-            contextlib.suppress(OSError, RuntimeError),
-            tempfile.TemporaryDirectory(dir=folder) as partial,
-        ):
-            download_url(f"{mirror}{name}", partial, md5=ARCHIVES[name])
-            Path(partial, name).rename(folder / name)
+        try:
+            with tempfile.TemporaryDirectory(dir=folder) as partial:
+                download_url(f"{mirror}{name}", partial, md5=ARCHIVES[name])
+                Path(partial, name).rename(folder / name)
             return
-    raise RuntimeError(f"{name} cannot be downloaded")
+        except (OSError, RuntimeError) as error:  # the next may have it
+            reason = str(error).partition("\n")[0]
+    raise RuntimeError(f"{name} cannot be downloaded: {reason}")
 
 
 def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
         with contextlib.suppress(OSError):  # what was made for the download, if it is empty
             for folder in absent:
                 folder.rmdir()
-        reason = str(error).partition("\n")[0].rstrip(":")
+        reason = str(error).partition("\n")[0].rstrip(":.")
         names = ", ".join(ARCHIVES)
         raise UsageError(
             f"--data-dir {data_dir}: no MNIST there ({reason}); put {names} into {raw}"

@@ -9,9 +9,9 @@ Analysis  model3 lacks capacity, and most of its parameters are in 3x3 convoluti
           space and channels at once. Here a depthwise 3x3 looks at each channel by itself and a
           1x1 convolution mixes them, so that 37 channels cost what 14 cost there (MobileNet,
           Howard et al., 2017); the sum with a block's input lets blocks refine what is there
-          (ResNet, He et al., 2016). A max pool of stride 2 sees another digit when a digit moves
-          by one pixel; taking the maximum everywhere and halving by a mean lessens that (Zhang,
-          "Making convolutional networks shift-invariant again", 2019), for no parameter.
+          (ResNet, He et al., 2016). What a max pool of stride 2 puts out changes when a digit
+          moves by one pixel; taking the maximum everywhere and halving by a mean lessens that
+          (Zhang, "Making convolutional networks shift-invariant again", 2019), for no parameter.
 """
 
 import torch

@@ -7,7 +7,7 @@
     | --------- | ----: | ---------: | ---------- |
     | digit.png |     7 |     99.1 % | 2 (0.3 %)  |
 
-One digit a picture, of any size and colour, drawn, scanned or photographed. `to_mnist` brings it
+One digit per picture, of any size and colour, drawn, scanned or photographed. `to_mnist` brings it
 to what the network was trained on, the way MNIST was made from NIST's scans (LeCun et al.,
 "Gradient-based learning applied to document recognition", 1998): a light digit on black, fitted
 into 20 x 20 pixels and centred in 28 x 28 by its centre of mass. In a program, `probabilities`
@@ -78,9 +78,9 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
 def flatten(picture: Image.Image) -> Image.Image:
     """The same upright and without transparency, the longer side below 2 * KEPT_SIZE pixels.
 
-    RGB from 0 to 255, or floats in that range where it had more than 8 bits. What shines through
-    is paper: white, or black behind a light digit; but where the visible part is most of the
-    picture and has paper of its own, as a sticker has, that one.
+    RGB from 0 to 255, or floats in that range where it had more than 8 bits. What is transparent
+    becomes paper: white, or black behind a light digit. Where most of the picture is opaque and
+    has paper of its own, as a sticker has, it becomes like that.
     """
     deep = picture.mode.startswith(("I", "F"))
     mode = "F" if deep else "RGBA" if picture.has_transparency_data else "RGB"
@@ -111,7 +111,7 @@ def measure_ink(pixels: np.ndarray) -> np.ndarray:
     Ink is what stands out from the paper around it, and covers less than the paper; so light and
     shadow do not matter, nor which of the two is the darker. UsageError where nothing stands out.
     """
-    reach = max(pixels.shape[:2]) // 4  # paper is thought on beyond the edges
+    reach = max(pixels.shape[:2]) // 4  # so far is the paper extended beyond the edges
     pixels = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
     size = int(0.3 * max(pixels.shape[:2])) | 1  # wider than any stroke
     # The direction in colour along which the picture varies most, from paper to ink: the skew
@@ -272,8 +272,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
     elif rows:
         print(table(rows))
-    for path, image in zip(paths, images) if args.show else ():
-        show(image, path)
+    if args.show:
+        for path, image in zip(paths, images):
+            show(image, path)
     return 2 if failures else 0
 
 

@@ -1,4 +1,4 @@
-"""What a run prints and leaves behind, and how it is taken up again.
+"""What a run prints and leaves behind, and how it is resumed.
 
     config.json      its settings, and what it ran on
     metrics.csv      a row per epoch
@@ -6,7 +6,8 @@
     curves.png       and, once it is finished,
     weights.pt       the weights after the last epoch, or their average
 
-Files are written whole or not at all, and read without trusting them.
+Files are written whole or not at all, and read without trusting them. The models by name and the
+limits of the challenge stand here as well: what reads a run needs both, and not the trainer.
 """
 
 import ast
@@ -20,7 +21,6 @@ import itertools
 import json
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from command_line import RunError, UsageError
+from command_line import RunError, UsageError, as_typed
 from model1 import Model_1
 from model2 import Model_2
 from model3 import Model_3
@@ -95,14 +95,20 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def weights_file(path: Path) -> Path:
+    """`path`, or weights.pt in it where it is the folder of a run."""
+    with contextlib.suppress(OSError):  # whoever reads it reports this
+        return path / "weights.pt" if path.is_dir() else path
+    return path
+
+
 def load_weights(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     """The network that the weights in `path` fit, on the CPU, after its name.
 
     `path` may be the folder of a run. Raises UsageError when they fit none, or not the one called
     `name`, or are not all finite.
     """
-    with contextlib.suppress(OSError):  # which `read_state` reports
-        path = path / "weights.pt" if path.is_dir() else path
+    path = weights_file(path)
     state = read_state(path)
     found = {key: getattr(value, "shape", None) for key, value in state.items()}
     for candidate, model_class in MODELS.items():
@@ -190,7 +196,7 @@ def at_work(folder: Path) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            command = f"python train.py --resume {shlex.quote(str(folder))}"
+            command = as_typed("train.py", "--resume", folder)
             print(f"\nstopped; to go on: {command}", file=sys.stderr)
             raise
 
@@ -274,7 +280,7 @@ def verdict(model: nn.Module, records: list[EpochRecord], split: str) -> str:
 
 
 def save_epoch(folder: Path, records: list[EpochRecord], learner: Any) -> None:
-    """Write metrics.csv and then the checkpoint, so that what it takes as done has its row."""
+    """Write metrics.csv and then the checkpoint, so that each epoch that it has done has a row."""
     write_atomically(folder / "metrics.csv", csv_bytes(records))
     write_state(folder / "checkpoint.pt", {**learner.state_dict(), "records": records})
 
@@ -337,7 +343,7 @@ def plot_curves(records: list[EpochRecord], split: str, title: str) -> bytes:
 
 
 def png(figure: Any) -> bytes:
-    """A figure of matplotlib as a PNG, with 120 dots an inch."""
+    """A figure of matplotlib as a PNG, with 120 dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120)
     return buffer.getvalue()
@@ -390,11 +396,11 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def warn_of_changes(config: dict[str, Any], now: dict[str, Any]) -> None:
-    """Say on standard error what differs from where a run began, and may change its last digits."""
+    """Say on standard error what differs from where a run began, and may change its result."""
     for key in ("code", "device", "device_name", "threads", "torch"):
         if now[key] != config.get(key):
             change = f"{key} was {config.get(key)} and is {now[key]} now"
-            print(f"warning: {change}; the last digits may differ", file=sys.stderr)
+            print(f"warning: {change}; the result may differ", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,6 @@ import functools
 import gc
 import math
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -61,7 +60,7 @@ TEST_BATCH_SIZE = 250  # images; published: 1,024, with the same result and 65 M
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides how a network is trained: one field a setting, the whole experiment."""
+    """Every setting of a training, one field each, with its unit: the whole experiment."""
 
     name: str
     epochs: int = 15
@@ -357,8 +356,8 @@ def run(
 ) -> list[EpochRecord]:
     """Train one model, print as it goes, and return a record of each epoch.
 
-    With `holdout`, the last so many training images are not trained on and take the place of
-    the test set. `folder` is that of a run to go on with; without it a new one is made under
+    The last `holdout` training images, if any, are not trained on and take the place of the test
+    set. `folder` is that of a run to go on with; without it a new one is made under
     `out_dir`. A `dry_run` takes one batch of each set.
 
     Raises RunError when a loss is not finite or a file cannot be written, UsageError when the
@@ -403,9 +402,10 @@ def run(
     say("")
     print(f"{title}: {verdict(learner.model, records, split)}")
     whole, part = (sum(row["seconds"] for row in rows) for rows in (records, records[done:]))
-    before = f" since epoch {done}; {whole:.0f} s of training with all before" if done else ""
-    print(f"{part:.0f} s of training, {time.perf_counter() - begin:.0f} s in all{before}")
-    say("" if dry_run else f"Weights, curves and records are in {folder}")
+    resumed = f" (resumed after epoch {done}; {whole:.0f} s of training in total)" if done else ""
+    print(f"{part:.0f} s of training, {time.perf_counter() - begin:.0f} s in all{resumed}")
+    if not dry_run:
+        say(f"Weights, curves and records are in {folder}")
     sys.stdout.flush()
     return records
 
@@ -421,7 +421,7 @@ def start(args: argparse.Namespace) -> None:
         recipe,
         epochs=args.epochs or recipe.epochs,
         batch_size=batch_size,
-        # The average reaches back as many images, whatever a batch has.
+        # The average reaches back as many images, whatever the size of a batch.
         ema_decay=recipe.ema_decay ** (batch_size / recipe.batch_size),
     )
     settings = {name: vars(args)[name] for name in ("seed", "holdout", "device", "data_dir")}
@@ -437,7 +437,7 @@ def start(args: argparse.Namespace) -> None:
                     dry_run=args.dry_run,
                     quiet=args.quiet,
                 )
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, RunError):
                 if names[place + 1 :]:
                     rest = ", ".join(names[place + 1 :])
                     print(f"not begun: {rest}; to train them: --model NAME", file=sys.stderr)
@@ -489,8 +489,8 @@ def print_evaluation(args: argparse.Namespace) -> None:
     loss, accuracy = evaluate(AverageOfViews(model) if args.tta else model, loader, criterion)
     views = ", mean of nine views" if args.tta else ""
     print(f"{name}{views}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
-    weights = shlex.quote(str(args.evaluate))
-    print(f"What it gets wrong: python -m tools.report {weights} --out pictures")
+    command = command_line.as_typed("-m", "tools.report", args.evaluate, "--out", "pictures")
+    print(f"What it gets wrong: {command}")
 
 
 def main(argv: list[str] | None = None) -> int:

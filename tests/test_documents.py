@@ -37,9 +37,8 @@ def test_readme_tables_are_those_of_the_records() -> None:
     tables = readme_tables(read_records()) | {
         "ablation": ablation.table(read_records(ablation.ABLATION)),
         "benchmark": benchmark.summary(timings),
+        "frontier": frontier.words(read_records(frontier.FRONTIER) | read_records()),
     }
-    if frontier.FRONTIER.exists():
-        tables |= {"frontier": frontier.words(read_records(frontier.FRONTIER) | read_records())}
     assert with_tables(README, tables) == README
     assert (RESULTS / "epochs.md").read_text() == epochs_document(read_records())
     assert (benchmark.FOLDER / "README.md").read_text() == benchmark.document(timings)
@@ -67,6 +66,17 @@ def test_readme_commands_are_accepted() -> None:
     for command in commands:
         if command != "--help":
             parser.parse_args(command.split())
+
+
+def test_readme_options_of_other_scripts_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = re.findall(r"python (?:-m (tools\.\w+)|(predict)\.py)([^\n`#]*)", README)
+    assert len(commands) >= 6
+    for tool, script, rest in commands:
+        with pytest.raises(SystemExit):
+            importlib.import_module(tool or script).main(["--help"])
+        known = capsys.readouterr().out
+        for option in re.findall("--[a-z0-9-]+", rest):
+            assert re.search(rf"{option}\b", known), (tool or script, option)
 
 
 def test_readme_names_files_that_exist() -> None:

@@ -1,5 +1,6 @@
 """ONNX files: what they compute, what they say, and when they are not written."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from run_folder import MODELS, load_weights
 from tools import export
 from tools.folding import folded
+from tools.records import read_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -108,7 +110,8 @@ def test_the_file_gives_the_digits_of_pytorch(
     _, model = load_weights(WEIGHTS / f"{name}.pt")
     assert facts["network"] == name
     assert int(facts["parameters"]) == sum(weights.numel() for weights in model.parameters())
-    assert facts["accuracy"].split()[0] in out
+    accuracy = read_records()[name, "strong"][42][-1]["test_acc"]
+    assert f"{accuracy:.2f} %" in out and facts["accuracy"].startswith(f"{accuracy:.2f} %")
     assert "MNIST" in facts["data"]
     for words in (f"{Path.home()}", f"{WEIGHTS.parent}"):  # a file to pass on names no place here
         assert words.encode() not in path.read_bytes()
@@ -141,10 +144,19 @@ def test_a_file_that_computes_something_else_is_not_written(
     assert not path.exists()
 
 
+def test_the_weights_of_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written beside them, into the folder."""
+    shutil.copy(WEIGHTS / "model3.pt", tmp_path / "weights.pt")
+    monkeypatch.chdir(tmp_path)
+    assert export.main(["."]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"weights.pt", "weights.onnx"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ([], "WEIGHTS"),
+        (["."], "weights.pt"),
         (["missing.pt"], "missing.pt"),
         (["weights/model3.pt", "--out", "missing/digits.onnx"], "--out"),
         (["weights/model3.pt", "--int4"], "--int4"),

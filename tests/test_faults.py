@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr
@@ -23,6 +24,7 @@ import torch
 import mnist
 import run_folder
 import train
+from command_line import RunError, exit_code
 
 ROOT = Path(train.__file__).parent
 # All that a run of two epochs writes, in this order; resumed, it goes on after the checkpoint.
@@ -287,7 +289,8 @@ def test_run_at_work_is_not_resumed(pair: Pair) -> None:
 def test_signals_end_a_run_cleanly(pair: Pair) -> None:
     assert [run.code for run in pair.runs] == [143, 130]
     commands = [resume_command(run) for run in pair.runs]
-    assert [command[:-1] for command in commands] == [["python", "train.py", "--resume"]] * 2
+    # The Python that was called, which need not be the first on the path.
+    assert [command[:-1] for command in commands] == [[sys.executable, "train.py", "--resume"]] * 2
     assert sorted(Path(command[-1]) for command in commands) == pair.folders
     for folder in pair.folders:
         assert {path.name for path in folder.iterdir()} == {"config.json", *EPOCH}
@@ -317,6 +320,14 @@ def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
         process = start("--epochs", "1", "--out-dir", tmp_path, stdout=full)
         err = process.communicate()[1]
     assert_failed(process.returncode, ("", err), "No space left on device")
+
+
+def test_output_that_has_no_such_characters_escapes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a console of Windows, or a file whose name is not UTF-8."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert exit_code("x", lambda args: print("≥ 99.4 %", flush=True), Namespace()) == 0
+    assert stream.buffer.getvalue() == b"\\u2265 99.4 %\n"
 
 
 def test_other_errors_of_the_system_are_not_taken_for_standard_output(
@@ -361,21 +372,28 @@ def test_ctrl_c_before_there_is_a_run_leaves_none(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_ctrl_c_names_the_models_that_were_not_begun(
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (RunError("the loss is not finite"), 1)]
+)
+def test_a_run_that_ends_early_names_the_models_that_were_not_begun(
+    error: BaseException,
+    code: int,
     small_mnist: object,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*args: object) -> None:
-        raise KeyboardInterrupt
+    def stopped(*args: object) -> None:
+        raise error
 
-    monkeypatch.setattr(train, "train_one_epoch", interrupted)
-    assert train_two_epochs(tmp_path, "--model", "all") == 130
-    stopped, rest = capsys.readouterr().err.strip().splitlines()
-    assert "--resume" in stopped and "model1" in stopped
+    monkeypatch.setattr(train, "train_one_epoch", stopped)
+    assert train_two_epochs(tmp_path, "--model", "all") == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2
+    assert any("--resume" in line and "model1" in line for line in lines) == (code == 130)
+    assert any("not finite" in line for line in lines) == (code == 1)
     others = ", ".join([*run_folder.MODELS][1:])
-    assert rest.startswith(f"not begun: {others};")
+    assert any(line.startswith(f"not begun: {others};") for line in lines)
 
 
 def test_allocator_gets_its_settings_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def test_sizes_have_the_parameters_of_their_names(sizes: list[str]) -> None:
         assert name == f"model4-{frontier.count_parameters(model)}"
         assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     counts = [int(name.partition("-")[2]) for name in sizes]
-    assert counts == sorted(counts) and 1_000 <= counts[0] < 1_100 and counts[-1] < 7_556
+    assert counts == [1046, 1596, 2241, 3079, 3938, 5244]  # counted by hand for the records
 
 
 def test_a_size_is_decided_by_the_file_of_model4(sizes: list[str]) -> None:
@@ -83,7 +83,7 @@ def test_picture_has_every_network_once(sizes: list[str], monkeypatch: pytest.Mo
     counts = [int(name.partition("-")[2]) for name in sizes]
     assert drawn == [*counts, 7_556, 7_784]
     published = {text.get_text() for text in axes.texts}
-    assert published == {*frontier.PUBLISHED, "model3", "model4"}
+    assert published == {*frontier.OTHERS, "model3", "model4"}
 
 
 def test_published_answers_are_those_of_the_readme() -> None:
@@ -94,4 +94,4 @@ def test_published_answers_are_those_of_the_readme() -> None:
     )
     read = {name: (int(count.replace(",", "")), float(share)) for name, count, share in lines}
     ours = {name.partition("_")[0]: found for name, found in read.items()}
-    assert ours == frontier.PUBLISHED
+    assert ours == frontier.OTHERS

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import itertools
 import json
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +151,8 @@ def test_interrupted_run_keeps_its_epochs_and_says_how_to_go_on(
         interrupt(patch, nn.CrossEntropyLoss, "forward", 6 + 3)
         assert start(tmp_path, "classic") == 130
     folder = only_folder(tmp_path)
-    assert f"python train.py --resume {folder}" in capsys.readouterr().err
+    command = shlex.split(capsys.readouterr().err.partition("to go on: ")[2])
+    assert command == [sys.orig_argv[0], "train.py", "--resume", str(folder)]
     assert [row["epoch"] for row in rows(folder)] == ["1"]
     assert train.main(["--resume", str(folder)]) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]

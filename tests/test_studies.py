@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ import torch
 import train
 from command_line import RunError, UsageError
 from run_folder import write_atomically
-from tools import ablation, records, seed_study
+from tools import ablation, frontier, records, seed_study
 from tools.records import keep_record, mismatch, read_records
 from tools.seed_study import train_one_seed, train_seeds
 from train import Learner
@@ -352,6 +354,19 @@ def test_rows_that_cannot_be_written_do_not_get_the_settings_of_new_ones(
     assert mismatch("model3", RECIPE, 5, tmp_path) == ""
     (tmp_path / "model3-strong-seed5.json").unlink()
     assert mismatch("model3", RECIPE, 5, tmp_path) == "no record"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("tool", [seed_study, frontier])
+def test_what_is_sent_to_a_cluster_is_found_there_by_name(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of `__main__` would be sent with the paths and networks of the sender."""
+    monkeypatch.setattr(tool, "main", lambda: 7)
+    monkeypatch.setattr(sys, "argv", ["tool", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(tool.__name__, run_name="__main__")
+    assert stop.value.code == 7
 
 
 def test_seeds_named_twice_are_trained_once() -> None:

@@ -153,7 +153,8 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
             measured[name].append(alone(*action, copies=copies))
             print(f"round {number}, {name}: {measured[name][-1]['seconds']:.2f} s", file=sys.stderr)
     found = describe(job.device) | {"model": job.model, "recipe": job.recipe.name}
-    names = [found["device_name"], processor(), f"{job.threads} threads"]
+    accelerator = job.device.type.upper() if job.device.type != "cpu" else None
+    names = [found["device_name"] or accelerator, processor(), f"{job.threads} threads"]
     found |= {"machine": ", ".join(filter(None, names)), "flop": ways.epoch_flop(job.model)}
     return found | {"best": best, "trials": trials, "measured": measured}
 

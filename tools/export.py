@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from command_line import Parser, RunError, UsageError, exit_code, some_path
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, load_mnist
-from run_folder import count_parameters, load_weights, write_atomically
+from run_folder import count_parameters, load_weights, weights_file, write_atomically
 from tools.folding import folded
 
 OPSET = 17  # of ONNX: what runtimes have understood since 2022
@@ -197,10 +197,11 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def export(args: argparse.Namespace) -> None:
     """Write what was asked for once it is checked, and print what it attains."""
-    out = args.out or args.weights.with_suffix(".onnx")
+    weights = weights_file(args.weights)
+    out = args.out or weights.with_suffix(".onnx")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: no such folder; make it first")
-    name, model = load_weights(args.weights)
+    name, model = load_weights(weights)
     test_images, test_labels = load_mnist(args.data_dir, train=False)
     pixels = test_images.float() / 255
     expected = run_torch(model, pixels)
@@ -240,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     prog = "python -m tools.export"
     parser = Parser(prog, __doc__)
     add = parser.add_argument
-    add("weights", type=some_path, metavar="WEIGHTS", help="a weights.pt")
+    add("weights", type=some_path, metavar="WEIGHTS", help="a file of weights, or a run folder")
     add("--out", type=some_path, metavar="FILE.onnx", help="default: beside the weights")
     add("--int8", action="store_true", help="write FILE-int8.onnx too")
     add("--data-dir", type=some_path, default=DATA_DIR, metavar="DIR", help="default: data")

@@ -49,7 +49,7 @@ SIZES = [  # channels of the stem's two convolutions, and of the blocks
     ((6, 10), 24),
     ((7, 11), 29),
 ]
-PUBLISHED = {  # name: parameters, test accuracy in %; one run each, by their authors
+OTHERS = {  # name: parameters, test accuracy in %; one run each, by their authors
     "EVA6": (7_496, 99.56),
     "ERAV2": (7_878, 99.51),
     "EVA4": (9_994, 99.61),
@@ -57,9 +57,9 @@ PUBLISHED = {  # name: parameters, test accuracy in %; one run each, by their au
     "Parameter-Efficient-MNIST": (697, 99.0),
 }
 KINDS = {  # color, marker and legend
-    "published": ("C2", "s", "the published networks: mean and range over seeds"),
+    "attempts": ("C2", "s", "the published networks: mean and range over seeds"),
     "model4": ("C0", "o", "model4 and smaller sizes of it: the same"),
-    "public": ("gray", "x", "public answers: one run each"),
+    "others": ("gray", "x", "public answers: one run each"),
 }
 LABELS = {  # points to the right and up, and the side that stands there
     "model4": ((-8, 4), "right"),
@@ -128,7 +128,7 @@ def table(records: Records) -> str:
 
 def words(records: Records) -> str:
     """What the README says: the sentence, the picture, the table."""
-    picture = f"![Parameters against test accuracy]({PICTURE.relative_to(ROOT)})"
+    picture = f"![Parameters against test accuracy]({PICTURE.relative_to(ROOT).as_posix()})"
     return f"{sentence(records)}\n\n{picture}\n\n{table(records)}"
 
 
@@ -139,7 +139,7 @@ def label(axes: Any, name: str, point: tuple[float, float], **style: object) -> 
 
 
 def plot(records: Records) -> bytes:
-    """Parameters against test accuracy as a PNG: mean and range of ours, the published as dots."""
+    """Parameters against test accuracy as a PNG: mean and range of ours, other answers as dots."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -150,15 +150,16 @@ def plot(records: Records) -> bytes:
     for name, (count, accuracy) in ours.items():
         last = accuracy[:, -1]
         spread = [[last.mean() - last.min()], [last.max() - last.mean()]]
-        color, marker, _ = KINDS["model4" if name.startswith("model4") else "published"]
+        color, marker, _ = KINDS["model4" if name.startswith("model4") else "attempts"]
         axes.errorbar(count, last.mean(), spread, capsize=3, color=color, marker=marker)
         if "-" not in name:
             label(axes, name, (count, last.mean()), color=color)
     line = [(count, a[:, -1].mean()) for name, (count, a) in ours.items() if "model4" in name]
     axes.plot(*zip(*line), color="C0", linewidth=1)
-    for name, found in PUBLISHED.items():
-        axes.plot(*found, "x", color="gray")
-        label(axes, name, found, color="gray", fontsize=8)
+    for name, found in OTHERS.items():
+        color, marker, _ = KINDS["others"]
+        axes.plot(*found, marker, color=color)
+        label(axes, name, found, color=color, fontsize=8)
     for color, marker, text in KINDS.values():
         axes.plot([], [], marker, color=color, label=text)
     axes.legend(loc="lower right", frameon=False)
@@ -194,4 +195,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tools import frontier  # by its name, by which the workers of a cluster find the task
+
+    sys.exit(frontier.main())

@@ -330,7 +330,8 @@ const SAMPLES = DATA.samples.map(({digit, top, left, width, pixels}) => {
 });
 
 const find = (id) => document.getElementById(id);
-let network = NETWORKS.at(-1); // the best of them
+// The best of those within 8,000 parameters.
+let network = NETWORKS.at(-1);
 // All that was done: strokes (lists of points), samples ({digit, image}), and null for a clearing.
 const past = [];
 

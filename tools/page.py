@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from command_line import Parser, RunError, UsageError, exit_code
 from mnist import DATA_DIR, MEAN, STD, load_mnist
+from model4 import Residual
 from run_folder import MODELS, count_parameters, load_weights, write_atomically
 from tools.folding import folded
-from tools.records import read_records
+from tools.records import ROOT, read_records
 
 SOURCE = Path(__file__).parent
-ROOT = SOURCE.parent
 PAGE = ROOT / "docs" / "index.html"
 RECIPE, SEED = "strong", 42  # of the runs whose weights are in weights/
 SAMPLES = (10, 5, 35, 32, 4, 23, 21, 17, 110, 12)  # test images: a plain digit of each kind
@@ -43,7 +43,7 @@ def encoded(numbers: np.ndarray) -> str:
 def convolution(weight: Tensor, bias: Tensor | None, **shape: int) -> dict[str, Any]:
     """The layer that a convolution (out, in / groups, k, k) is on the page.
 
-    16 bits with a scale a channel are ten times closer to a weight than its float16 is, and
+    16 bits with a scale per channel are ten times closer to a weight than its float16 is, and
     as short.
     """
     filters = weight.detach().double().flatten(1).numpy()
@@ -82,7 +82,7 @@ def square(value: int | tuple[int, int] | str) -> int:
 def layers(module: nn.Module) -> list[dict[str, Any]]:
     """What the page runs of a folded module, in order; UsageError where it has no code for it."""
     children = dict(module.named_children())
-    if list(children) == ["body"]:  # relu(x + body(x))
+    if isinstance(module, Residual):
         return [{"kind": "residual", "body": layers(children["body"])}]
     if children:
         return [layer for child in children.values() for layer in layers(child)]

@@ -118,7 +118,7 @@ def share(met: np.ndarray) -> str:
 
 
 def markdown_table(titles: list[str], rows: list[list[object]], names: int = 1) -> str:
-    """A Markdown table whose columns stand to the right, but for the first `names`."""
+    """A Markdown table whose columns are right-aligned but for the first `names`."""
     rules = ["---"] * names + ["---:"] * (len(titles) - names)
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [titles, rules, *rows])
 

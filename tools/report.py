@@ -22,7 +22,7 @@ from command_line import Parser, UsageError, exit_code, some_path
 from mnist import DATA_DIR, IMAGE_SIZE, STD, Loader, load_mnist, normalize
 from model4 import Residual
 from predict import classify
-from run_folder import load_weights, png, write_atomically
+from run_folder import load_weights, png, weights_file, write_atomically
 from tools.receptive_field import chain, computed_fields
 
 WIDTH = 7.5  # inches: 900 pixels, the width of a README
@@ -208,7 +208,7 @@ def plot_receptive_field(model: nn.Module, loader: Loader, name: str) -> Figure:
 
 def report(args: argparse.Namespace) -> None:
     """Write the five pictures and print where they are."""
-    weights = args.path / "weights.pt" if args.path.is_dir() else args.path
+    weights = weights_file(args.path)
     if not weights.is_file():
         raise UsageError(f"{weights} is not there; name a run that is finished, or a weights file")
     name, model = load_weights(weights)

@@ -347,7 +347,7 @@ def study_parser(prog: str, description: str, seeds: list[int]) -> Parser:
     parser = Parser(prog, description)
     add = parser.add_argument
     add("--seeds", type=seed_range, default=seeds, help="0-19, 42 or 0-4,42")
-    at_once = "at the same time (default: one a core)"
+    at_once = "at the same time (default: one per core)"
     add("--processes", type=whole_number(1, 1024), metavar="N", help=at_once)
     cluster = "train on the workers of this Dask scheduler, as tcp://HOST:8786"
     add("--scheduler", metavar="ADDRESS", help=cluster)
@@ -371,11 +371,13 @@ def study(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     prog = "python -m tools.seed_study"
-    parser = study_parser(prog, __doc__, [])
-    parser.add_argument("--model", choices=[*MODELS, "all"], default="model3")
-    parser.add_argument("--recipe", choices=[*RECIPES], default=STUDIED)
+    parser, given = study_parser(prog, __doc__, []), "default: %(default)s"
+    parser.add_argument("--model", choices=[*MODELS, "all"], default="model3", help=given)
+    parser.add_argument("--recipe", choices=[*RECIPES], default=STUDIED, help=given)
     return exit_code(prog, study, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tools import seed_study  # by its name, by which the workers of a cluster find the task
+
+    sys.exit(seed_study.main())

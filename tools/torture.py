@@ -98,7 +98,7 @@ def train_until_done(
 
 
 def differences(undisturbed: Path, killed: Path) -> list[str]:
-    """In what the second run folder differs from the first one, apart from the seconds."""
+    """How the second run folder differs from the first one, apart from the seconds."""
     found = []
     names = [sorted(path.name for path in folder.iterdir()) for folder in (undisturbed, killed)]
     if names[0] != names[1]:
