@@ -39,9 +39,11 @@ def end_quietly(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 def as_typed(*arguments: object) -> str:
     """A command line that calls this Python with `arguments`, to be copied into a shell."""
-    if os.name == "nt":
-        return subprocess.list2cmdline([sys.executable, *map(str, arguments)])
-    return shlex.join([sys.orig_argv[0], *map(str, arguments)])
+    python = Path(sys.executable)
+    with contextlib.suppress(ValueError):  # elsewhere
+        python = python.relative_to(Path.cwd())
+    words = [str(python), *map(str, arguments)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def end_with_parent() -> None:

@@ -511,6 +511,16 @@ def test_dry_run_that_is_stopped_leaves_nothing_behind(
     assert content(tmp_path) == {tmp_path / "here": None}
 
 
+def test_commands_to_copy_call_the_python_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert command_line.as_typed("train.py", "a b") == ".venv/bin/python train.py 'a b'"
+    monkeypatch.setattr(sys, "executable", "/elsewhere/python3")
+    assert command_line.as_typed("train.py", Path("a")) == "/elsewhere/python3 train.py a"
+
+
 def test_as_a_user_calls_it(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(pickle.dumps(Payload()))
     lines = ["--epochs nan", "--evaluate weights.pt", "--dry-run --epochs 1"]
