@@ -44,7 +44,9 @@ def test_readme_tables_are_those_of_the_records() -> None:
     assert (benchmark.FOLDER / "README.md").read_text() == benchmark.document(timings)
 
 
-@pytest.mark.parametrize("name", ["model3-strong", "model4-strong", "model4-fast"])
+@pytest.mark.parametrize(
+    "name", ["model3-classic", "model3-strong", "model4-strong", "model4-fast"]
+)
 def test_runs_that_the_readme_calls_clean_are_of_one_code(name: str) -> None:
     """A study after a change of the code must not mix its runs with those of before."""
     configs = [json.loads(path.read_text()) for path in RUNS.glob(f"{name}-seed*.json")]
