@@ -32,7 +32,7 @@ from tools.seed_study import study_parser, train_seeds
 from train import RECIPES, Recipe
 
 ABLATION = RESULTS / "ablation"
-MODEL, HOLDOUT, SEEDS = "model3", 10_000, [0, 1, 2]
+MODEL, HOLDOUT, SEEDS = "model4", 10_000, [0, 1, 2]
 CLASSIC, STRONG = RECIPES["classic"], RECIPES["strong"]
 
 
