@@ -157,7 +157,8 @@ def test_the_weights_of_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ([], "WEIGHTS"),
         (["."], "weights.pt"),
-        (["missing.pt"], "missing.pt"),
+        (["missing.pt"], "missing.pt: No such file"),
+        (["missing/weights.pt"], "missing/weights.pt: No such file"),
         (["weights/model3.pt", "--out", "missing/digits.onnx"], "--out"),
         (["weights/model3.pt", "--int4"], "--int4"),
     ],

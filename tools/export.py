@@ -198,10 +198,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def export(args: argparse.Namespace) -> None:
     """Write what was asked for once it is checked, and print what it attains."""
     weights = weights_file(args.weights)
+    name, model = load_weights(weights)
     out = args.out or weights.with_suffix(".onnx")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: no such folder; make it first")
-    name, model = load_weights(weights)
     test_images, test_labels = load_mnist(args.data_dir, train=False)
     pixels = test_images.float() / 255
     expected = run_torch(model, pixels)
