@@ -9,8 +9,9 @@ import onnxruntime
 import pytest
 import torch
 from conftest import Digits
-from torch import Tensor, nn
+from torch import nn
 
+from model4 import Residual
 from run_folder import MODELS, load_weights
 from tools import export
 from tools.folding import folded
@@ -21,29 +22,14 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 TRAINED = [name for name in MODELS if (WEIGHTS / f"{name}.pt").exists()]
 
 
-class Residual(nn.Module):
-    """What attempt 4 is built from, in small."""
-
-    def __init__(self, body: nn.Sequential) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, features: Tensor) -> Tensor:
-        return torch.relu(features + self.body(features))
-
-
 def small_network() -> nn.Sequential:
     """Depthwise and residual, with every kind of BatchNorm, whose statistics are not trivial."""
     torch.manual_seed(0)
-    body = nn.Sequential(
-        nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False),
-        nn.BatchNorm2d(6),
-        nn.Conv2d(6, 6, 1),
-        nn.BatchNorm2d(6, affine=False),
-    )
+    block = Residual(6)
+    block.body[2], block.body[3] = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6, affine=False)
     network = nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.MaxPool2d(2), nn.ReLU(True)),
-        Residual(body),
+        block,
         nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(0.1)),
         nn.AvgPool2d(2, ceil_mode=True),  # of 7 x 7: the last windows hold a half and a quarter
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)),

@@ -290,7 +290,8 @@ def test_signals_end_a_run_cleanly(pair: Pair) -> None:
     assert [run.code for run in pair.runs] == [143, 130]
     commands = [resume_command(run) for run in pair.runs]
     # The Python that was called, which need not be the first on the path.
-    assert [command[:-1] for command in commands] == [[sys.executable, "train.py", "--resume"]] * 2
+    assert [Path.cwd() / command[0] for command in commands] == [Path(sys.executable)] * 2
+    assert [command[1:-1] for command in commands] == [["train.py", "--resume"]] * 2
     assert sorted(Path(command[-1]) for command in commands) == pair.folders
     for folder in pair.folders:
         assert {path.name for path in folder.iterdir()} == {"config.json", *EPOCH}
