@@ -45,7 +45,7 @@ def download(name: str, folder: Path) -> None:
                 Path(partial, name).rename(folder / name)
             return
         except (OSError, RuntimeError) as error:  # the next may have it
-            reason = str(error).partition("\n")[0]
+            reason = error
     raise RuntimeError(f"{name} cannot be downloaded: {reason}")
 
 
