@@ -1,9 +1,8 @@
 """What every script's command line does: options, one-line errors, signals, exit codes.
 
-The options of train.py are here too, and which of them exclude each other. Nothing here knows of
-networks. What goes wrong ends in one line on standard error and an exit
-code, never in a traceback: 1 where a run failed, 2 for bad arguments or files, 130 after Ctrl-C,
-141 when whoever read the output is gone, 143 after SIGTERM.
+The options of train.py are here too, and which of them exclude each other. What goes wrong ends in
+one line on standard error and an exit code, never in a traceback: 1 where a run failed, 2 for bad
+arguments or files, 130 after Ctrl-C, 141 when whoever read the output is gone, 143 after SIGTERM.
 """
 
 import argparse
@@ -38,11 +37,14 @@ def end_quietly(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def as_typed(*arguments: object) -> str:
-    """A command line that calls this Python with `arguments`, to be copied into a shell."""
-    python = Path(sys.executable)
-    with contextlib.suppress(ValueError):  # elsewhere
-        python = python.relative_to(Path.cwd())
-    words = [str(python), *map(str, arguments)]
+    """A command line that calls this Python with `arguments`, to be copied into this very shell.
+
+    Paths are written as they are called from the current folder.
+    """
+    here, words = Path.cwd(), []
+    for word in (Path(sys.executable), *arguments):
+        inside = isinstance(word, Path) and word.is_relative_to(here)
+        words.append(str(word.relative_to(here) if inside else word))
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
@@ -115,7 +117,8 @@ def train_arguments(
         "evaluate": ["dry_run", "epochs", "batch_size", "seed", "holdout", "out_dir", "quiet"],
         "dry_run": ["tta"],
     }
-    for mode in modes[:1]:
+    if modes:
+        mode = modes[0]
         if args.model == "all" and mode != "dry_run":
             parser.error(f"--model all does not go with --{mode}")
         for name in barred[mode]:
@@ -190,6 +193,7 @@ def exit_code(
         raise KeyboardInterrupt(signum)
 
     sys.stdout = sys.stdout or io.StringIO()  # where it is closed, as by `>&-`
+    sys.stderr = sys.stderr or io.StringIO()
     with contextlib.suppress(AttributeError):  # what is no file has no encoding
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
     before = signal.signal(signal.SIGTERM, stop)

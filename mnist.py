@@ -141,8 +141,14 @@ def views(images: Tensor) -> list[Tensor]:
     turn, zoom = math.radians(6), 1.07
     columns = torch.tensor(
         [  # angle, scale, shear, shift along x and along y
-            *[(-turn, 1, 0, 0, 0), (turn, 1, 0, 0, 0), (0, 1 / zoom, 0, 0, 0), (0, zoom, 0, 0, 0)],
-            *[(0, 1, 0, -1, 0), (0, 1, 0, 1, 0), (0, 1, 0, 0, -1), (0, 1, 0, 0, 1)],
+            (-turn, 1, 0, 0, 0),
+            (turn, 1, 0, 0, 0),
+            (0, 1 / zoom, 0, 0, 0),
+            (0, zoom, 0, 0, 0),
+            (0, 1, 0, -1, 0),
+            (0, 1, 0, 1, 0),
+            (0, 1, 0, 0, -1),
+            (0, 1, 0, 0, 1),
         ]
     ).T
     moved = []

@@ -3,9 +3,9 @@
     python predict.py digit.png photo.jpg
     python predict.py digit.png --weights runs/model1-strong-seed42/weights.pt --show
 
-    | File      | Digit | Confidence | Runner-up  |
-    | --------- | ----: | ---------: | ---------- |
-    | digit.png |     7 |     99.1 % | 2 (0.3 %)  |
+    | File      | Digit | Confidence | Runner-up |
+    | --------- | ----: | ---------: | --------- |
+    | digit.png |     7 |     99.1 % | 2 (0.3 %) |
 
 One digit per picture, of any size and colour, drawn, scanned or photographed. `to_mnist` brings it
 to what the network was trained on, the way MNIST was made from NIST's scans (LeCun et al.,

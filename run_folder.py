@@ -14,6 +14,7 @@ import ast
 import contextlib
 import csv
 import ctypes
+import functools
 import hashlib
 import inspect
 import io
@@ -196,7 +197,7 @@ def at_work(folder: Path) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            command = as_typed("train.py", "--resume", folder)
+            command = as_typed(Path(__file__).resolve().with_name("train.py"), "--resume", folder)
             print(f"\nstopped; to go on: {command}", file=sys.stderr)
             raise
 
@@ -376,12 +377,15 @@ def describe(device: torch.device) -> dict[str, Any]:
 
     The commit ends in -dirty where code has changed since; documents and records may.
     """
-    git, commit = ["git", "-C", str(Path(__file__).parent)], None
+    root, commit = Path(__file__).resolve().parent, None
+    # A checkout around this folder is another project's: git must not look further up.
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(root.parent)}
+    git = functools.partial(subprocess.run, capture_output=True, text=True, env=environment)
     with contextlib.suppress(OSError):
-        head = [*git, "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(head, capture_output=True, text=True).stdout.strip() or None
-        changes = [*git, "diff", "--quiet", "HEAD", "--", "*.py"]
-        if commit and subprocess.run(changes, capture_output=True).returncode:
+        head = git(["git", "-C", str(root), "rev-parse", "--short", "HEAD"])
+        commit = head.stdout.strip() or None
+        changes = ["git", "-C", str(root), "diff", "--quiet", "HEAD", "--", "*.py"]
+        if commit and git(changes).returncode:
             commit += "-dirty"
     return {
         "device": device.type,

@@ -31,7 +31,8 @@ def cells(text: str, title: str) -> list[str]:
 def test_the_table_quotes_the_range_over_rounds_and_machines() -> None:
     runs = [made_up("A", [20, 24, 30], [10, 10, 10]), made_up("B", [9, 16], [6, 4])]
     claim, text = summary(runs), document(runs)
-    assert "1.50 to 4.00 times (model3, strong)" in claim and "2 kinds of machine" in claim
+    assert "1.50 to 4.00 times as long (model3, strong; n = 5)" in claim
+    assert "2 kinds of machine" in claim
     for table in (claim, text):
         ratios = cells(table, f"{USUAL} / {OURS}")
         assert ratios == ["2.40 (2.00 to 3.00)", "2.75 (1.50 to 4.00)"]
@@ -45,7 +46,8 @@ def test_the_table_quotes_the_range_over_rounds_and_machines() -> None:
 
 def test_recipes_have_a_range_each() -> None:
     text = summary([made_up("A", [20], [10]), made_up("A", [30], [10], recipe="classic")])
-    assert "2.00 to 2.00 times (model3, strong), 3.00 to 3.00 times (model3, classic)" in text
+    assert "2.00 to 2.00 times as long (model3, strong; n = 1)" in text
+    assert "3.00 to 3.00 times as long (model3, classic; n = 1)" in text
     assert "1 kind of machine" in text
 
 

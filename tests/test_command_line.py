@@ -458,9 +458,13 @@ def test_resume_finds_the_data_that_the_run_had(
     call("--data-dir", "elsewhere")
     config = json.loads((stopped / "config.json").read_text())
     (stopped / "config.json").write_text(json.dumps(config | {"data_dir": "elsewhere"}))
+    Path("elsewhere").mkdir()
     call("--resume", stopped)
     call("--resume", stopped, "--data-dir", "moved")
     assert used == [Path("elsewhere"), Path("elsewhere"), Path("moved")]
+    Path("elsewhere").rmdir()  # as when the clone was moved: its own data are the same
+    call("--resume", stopped)
+    assert used[3:] == [train.DATA_DIR]
 
 
 # ------------------------------------------------------------------------- help, dry runs
@@ -518,7 +522,32 @@ def test_commands_to_copy_call_the_python_that_runs(
     monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
     assert command_line.as_typed("train.py", "a b") == ".venv/bin/python train.py 'a b'"
     monkeypatch.setattr(sys, "executable", "/elsewhere/python3")
-    assert command_line.as_typed("train.py", Path("a")) == "/elsewhere/python3 train.py a"
+    assert command_line.as_typed("-m", Path("a")) == "/elsewhere/python3 -m a"
+    script = tmp_path / "clone" / "train.py"
+    assert command_line.as_typed(script) == "/elsewhere/python3 clone/train.py"
+    script.parent.mkdir()
+    monkeypatch.chdir(script.parent)
+    assert command_line.as_typed(script) == "/elsewhere/python3 train.py"
+    assert command_line.as_typed(tmp_path / "a") == f"/elsewhere/python3 {tmp_path / 'a'}"
+
+
+def test_what_a_run_says_can_be_typed_where_it_was_called(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only in the folder of train.py: tools, which need that, are named nowhere else."""
+    root = Path(train.__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_epoch(1, patch)
+        _, _, err = call("--epochs", "1")
+    command = shlex.split(err.partition("to go on: ")[2])
+    assert [Path(word).resolve() for word in (command[1], command[3])] == [
+        root / "train.py",
+        Path("runs/model3-strong-seed42").resolve(),
+    ]
+    weights = root / "weights" / "model3.pt"
+    assert "tools.report" not in call("--evaluate", weights)[1]
+    monkeypatch.chdir(root)
+    assert "-m tools.report weights/model3.pt --out pictures" in call("--evaluate", weights)[1]
 
 
 def test_as_a_user_calls_it(tmp_path: Path) -> None:

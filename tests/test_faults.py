@@ -24,7 +24,7 @@ import torch
 import mnist
 import run_folder
 import train
-from command_line import RunError, exit_code
+from command_line import RunError, UsageError, exit_code
 
 ROOT = Path(train.__file__).parent
 # All that a run of two epochs writes, in this order; resumed, it goes on after the checkpoint.
@@ -329,6 +329,19 @@ def test_output_that_has_no_such_characters_escapes_them(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdout", stream)
     assert exit_code("x", lambda args: print("≥ 99.4 %", flush=True), Namespace()) == 0
     assert stream.buffer.getvalue() == b"\\u2265 99.4 %\n"
+
+
+def test_closed_streams_hinder_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `>&-` and `2>&-`: Python has None in their place."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+
+    def command(args: Namespace) -> None:
+        assert not (sys.stdout.isatty() or sys.stderr.isatty())
+        print("a result")
+        raise UsageError("a mistake")
+
+    assert exit_code("x", command, Namespace()) == 2
 
 
 def test_other_errors_of_the_system_are_not_taken_for_standard_output(

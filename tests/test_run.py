@@ -330,6 +330,8 @@ def test_commit_is_dirty_when_code_has_changed_and_not_when_documents_have(
 
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
     assert described() is None  # no repository at all
+    inner = tmp_path / "unpacked"
+    inner.mkdir()
     for name in ("code.py", "README.md"):
         (tmp_path / name).write_text("first")
     git("init")
@@ -342,3 +344,5 @@ def test_commit_is_dirty_when_code_has_changed_and_not_when_documents_have(
     assert described() == head
     (tmp_path / "code.py").write_text("second")
     assert described() == f"{head}-dirty"
+    monkeypatch.setattr(run_folder, "__file__", str(inner / "run_folder.py"))
+    assert described() is None  # the repository around it is of something else

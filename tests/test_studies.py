@@ -10,6 +10,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -367,6 +368,41 @@ def test_what_is_sent_to_a_cluster_is_found_there_by_name(
     with pytest.raises(SystemExit) as stop:
         runpy.run_module(tool.__name__, run_name="__main__")
     assert stop.value.code == 7
+
+
+@pytest.mark.parametrize("option", ["--model=model4", "--recipe=fast"])
+def test_a_network_to_train_needs_seeds(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(seed_study, "update_readme", None)  # not to be called
+    assert seed_study.main([option]) == 2
+    assert "go with --seeds" in capsys.readouterr().err
+
+
+def test_two_studies_at_once_lose_neither_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables are made when it is a study's turn, not before: an old one would replace a new one."""
+    readme, order = tmp_path / "README.md", []
+    readme.write_text("<!-- a -->\n0\n<!-- /a -->\n")
+    monkeypatch.setattr(records, "README", readme)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+
+    def first() -> dict[str, str]:
+        other.start()
+        other.join(0.3)  # it waits for its turn
+        order.append("first")
+        return {"a": "1"}
+
+    def second() -> dict[str, str]:
+        order.append("second")
+        return {"a": "2"}
+
+    other = threading.Thread(target=records.update_readme, args=[second])
+    records.update_readme(first)
+    other.join()
+    assert order == ["first", "second"]
+    assert readme.read_text() == "<!-- a -->\n2\n<!-- /a -->\n"
 
 
 def test_seeds_named_twice_are_trained_once() -> None:

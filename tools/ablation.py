@@ -104,9 +104,8 @@ def ablate(args: argparse.Namespace) -> None:
     variants = [STRONG, *VARIANTS.values()]
     jobs = [(MODEL, recipe, seed, HOLDOUT) for seed in args.seeds for recipe in variants]
     train_seeds(jobs, ABLATION, Path("runs", "ablation"), args.processes, args.scheduler)
-    text = table(read_records(ABLATION))
-    print(text)
-    update_readme({"ablation": text})
+    update_readme(lambda: {"ablation": table(read_records(ABLATION))})
+    print(table(read_records(ABLATION)))
 
 
 def main(argv: list[str] | None = None) -> int:

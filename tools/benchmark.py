@@ -16,7 +16,7 @@ The same network learns by the same recipe, round after round (the loops are in 
                         float32 matrix products on as many threads
 
 Each has a process that is started, warmed up, timed and ended before that of the next starts:
-others in memory, though they only wait, were seen to slow the usual way down by a third and more.
+others in memory, though they only wait, were seen to slow the usual way down.
 All but the usual way keep what glibc frees. Times on fewer images are scaled to 60,000.
 """
 
@@ -231,11 +231,14 @@ def summary(runs: list[dict[str, Any]], names: Collection[str] = IN_README) -> s
     kinds: dict[str, list[float]] = {}
     for run in runs:
         kinds.setdefault(f"{run['model']}, {run['recipe']}", []).extend(ratios(run, USUAL, OURS))
-    claims = [f"{min(all_):.2f} to {max(all_):.2f} times ({kind})" for kind, all_ in kinds.items()]
+    claims = [
+        f"{min(found):.2f} to {max(found):.2f} times as long ({kind}; n = {len(found)})"
+        for kind, found in kinds.items()
+    ]
     machines = len({run["machine"] for run in runs})
     return (
-        f"The usual way takes {', '.join(claims)} as long as this repository. Ranges are over all "
-        f"rounds on {machines} kind{'s' * (machines > 1)} of machine.\n\n{table(runs, names)}"
+        f"An epoch the usual way takes {', '.join(claims)} as with this repository, on {machines} "
+        f"kind{'s' * (machines > 1)} of machine.\n\n{table(runs, names)}"
     )
 
 
@@ -261,7 +264,7 @@ def benchmark(args: argparse.Namespace) -> None:
         from tools.records import update_readme
 
         runs = read(FOLDER)
-        update_readme({"benchmark": summary(runs)})
+        update_readme(lambda: {"benchmark": summary(runs)})
         if runs:
             write_atomically(FOLDER / "README.md", document(runs).encode())
     print(summary(runs, figures(runs)))

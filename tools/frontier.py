@@ -3,8 +3,8 @@
     python -m tools.frontier                 # trains what is missing, one process per core
 
 Network, sizes and recipe ("strong") are fixed beforehand; accuracies are those of the test set at
-the last epoch. Records are in results/frontier; results/frontier.png and the sentence in README.md
-are made from them, from those in results/runs, and from what others have published.
+the last epoch. Records are in results/frontier; results/frontier.png and what README.md says are
+made from them, from those in results/runs, and from what others have published.
 """
 
 import argparse
@@ -58,8 +58,8 @@ OTHERS = {  # name: parameters, test accuracy in %; one run each, by their autho
 }
 KINDS = {  # color, marker and legend
     "attempts": ("C2", "s", "the published networks: mean and range over seeds"),
-    "model4": ("C0", "o", "model4 and smaller sizes of it: the same"),
-    "others": ("gray", "x", "public answers: one run each"),
+    "model4": ("C0", "o", "model4 and smaller sizes of it: mean and range over seeds"),
+    "others": ("gray", "x", "public answers: one figure each, as reported"),
 }
 LABELS = {  # points to the right and up, and the side that stands there
     "model4": ((-8, 4), "right"),
@@ -167,7 +167,7 @@ def plot(records: Records) -> bytes:
         xscale="log",
         xlim=(400, 20_000),
         xlabel="parameters",
-        ylabel="test accuracy, last epoch (%)",
+        ylabel="test accuracy (%)",
     )
     axes.set_xticks([500, 1_000, 2_000, 4_000, 8_000, 16_000])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -177,15 +177,20 @@ def plot(records: Records) -> bytes:
 
 
 def explore(args: argparse.Namespace) -> None:
-    """Train what is missing, then bring picture and sentence up to date."""
+    """Train what is missing, then bring the picture and the README up to date."""
     names = add_sizes()
     jobs = [(name, RECIPES[STUDIED], seed, 0) for seed in args.seeds for name in names]
     work_dir = Path("runs", "frontier")
     train_seeds(jobs, FRONTIER, work_dir, args.processes, args.scheduler, train_one_size)
+    update_readme(words_and_picture)
+
+
+def words_and_picture() -> dict[str, str]:
+    """Write results/frontier.png, and print and return what README.md says."""
     records = read_records(FRONTIER) | read_records()
     write_atomically(PICTURE, plot(records))
     print(words(records))
-    update_readme({"frontier": words(records)})
+    return {"frontier": words(records)}
 
 
 def main(argv: list[str] | None = None) -> int:

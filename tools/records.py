@@ -1,12 +1,14 @@
 """The records of runs under results/: kept, read, counted, and made into the README's tables.
 
 A record is NAME.csv, a row per epoch, and NAME.json, the settings of the run and where it ran.
-Tables stand in README.md between <!-- name --> and <!-- /name -->, and are made from nothing else.
+Each table of README.md stands between <!-- name --> and <!-- /name -->, and is made of nothing but
+records.
 """
 
 import csv
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,11 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
     return text
 
 
-def update_readme(tables: dict[str, str]) -> None:
-    """Put `tables` into README.md; two studies at once take turns, so that neither loses one's."""
+def update_readme(tables: Callable[[], dict[str, str]]) -> None:
+    """Put what `tables` returns into README.md. Two studies at once take turns.
+
+    `tables` is called when it is this one's turn, so that the last one sees the records of both.
+    """
     with lock(ROOT, wait=True):
-        write_atomically(README, with_tables(README.read_text(encoding="utf-8"), tables).encode())
+        made = tables()
+        write_atomically(README, with_tables(README.read_text(encoding="utf-8"), made).encode())

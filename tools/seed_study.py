@@ -356,16 +356,23 @@ def study_parser(prog: str, description: str, seeds: list[int]) -> Parser:
 
 def study(args: argparse.Namespace) -> None:
     """Train what is missing, then bring the README's tables and the picture up to date."""
+    if not args.seeds and args.given & {"model", "recipe"}:
+        raise UsageError("--model and --recipe go with --seeds, as in --seeds 0-19")
     names = list(MODELS) if args.model == "all" else [args.model]
     jobs = [(name, RECIPES[args.recipe], seed, 0) for seed in args.seeds for name in names]
     try:
         train_seeds(jobs, processes=args.processes, scheduler=args.scheduler)
     finally:
-        records = read_records()
-        update_readme(readme_tables(records))
-        write_atomically(RESULTS / "epochs.md", epochs_document(records).encode())
-        write_atomically(RESULTS / "seeds.png", plot_seeds(records))
-    print(statistics_table(records, read_views()))
+        update_readme(tables_and_pictures)
+    print(statistics_table(read_records(), read_views()))
+
+
+def tables_and_pictures() -> dict[str, str]:
+    """Write results/epochs.md and results/seeds.png; the tables of README.md."""
+    records = read_records()
+    write_atomically(RESULTS / "epochs.md", epochs_document(records).encode())
+    write_atomically(RESULTS / "seeds.png", plot_seeds(records))
+    return readme_tables(records)
 
 
 def main(argv: list[str] | None = None) -> int:
