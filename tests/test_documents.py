@@ -43,15 +43,32 @@ def test_readme_tables_are_those_of_the_records() -> None:
     assert (benchmark.FOLDER / "README.md").read_text() == benchmark.document(timings)
 
 
-def test_runs_come_from_clean_commits_and_those_of_a_network_from_one_code() -> None:
-    """A study after a change of the code must not mix its runs with those of before."""
-    codes: dict[str, set[str]] = {}
-    for path in RESULTS.glob("*/*-seed*.json"):
-        if not path.name.startswith("model2-classic"):  # as README.md says
-            config = json.loads(path.read_text())
-            assert re.fullmatch("[0-9a-f]{7,}", config["commit"]), path
-            codes.setdefault(config["model"].partition("-")[0], set()).add(config["code"])
-    assert {name: len(found) for name, found in codes.items()} == dict.fromkeys(MODELS, 1)
+def test_records_come_from_clean_commits_and_from_the_code_of_today() -> None:
+    """Who changes what decides a run makes its records anew, or they would be of other code."""
+    today = {name: train.training_code(name) for name in MODELS}
+    paths = sorted(RESULTS.glob("*/*-seed*.json"))
+    assert len(paths) > 150
+    for path in paths:
+        config = json.loads(path.read_text())
+        assert re.fullmatch("[0-9a-f]{7,}", config["commit"]), path
+        assert config["code"] == today[config["model"].partition("-")[0]], path
+
+
+def test_changelog_quotes_what_is_on_record() -> None:
+    text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    records = read_records()
+    attempts = [(name, "classic") for name in ("model1", "model2", "model3")]
+    for name in [*attempts, ("model4", "strong"), ("model4", "fast")]:
+        last = accuracies(records[name])[:, -1]
+        spread = f"{last.min():.2f} to {last.max():.2f} %"
+        assert f"{last.mean():.2f} % on average over {len(last)} seeds, {spread}" in text
+    for name in [("model3", "classic"), ("model3", "strong"), ("model4", "strong")]:
+        met = meets(accuracies(records[name]))
+        assert f"{met.sum()} of {len(met)}" in text
+    for count, accuracy in frontier.networks(read_records(frontier.FRONTIER)).values():
+        met = meets(accuracy)
+        if met.any():
+            assert re.search(rf"{count:,}(?: parameters)? {met.sum()} of {len(met)}", text)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
