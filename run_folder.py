@@ -412,7 +412,8 @@ def reuse_freed_memory() -> Iterator[None]:
     """Let glibc keep what tensors free until the end; does nothing where there is no glibc.
 
     By default every large activation is mapped anew, page by page, and given back, at each
-    step: a fifth of the training time on a CPU. See mallopt(3) for the parameters.
+    step: up to half of the training time on a CPU (results/measurements.md). See mallopt(3) for
+    the parameters.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
