@@ -461,7 +461,8 @@ def resume(args: argparse.Namespace) -> None:
     if "threads" not in given and config["threads"] <= (os.cpu_count() or 1):
         torch.set_num_threads(config["threads"])  # as before, for the same last digits
     device, data_dir = given.get("device", config["device"]), Path(config["data_dir"])
-    if not data_dir.exists():  # the clone has moved; every copy of MNIST is the same
+    # Where the clone has moved: every copy of MNIST is the same. Path.exists fails on long names.
+    if not os.path.exists(data_dir):  # noqa: PTH110
         data_dir = DATA_DIR
     now = run_folder.describe(select_device(device)) | {"code": training_code(config["model"])}
     run_folder.warn_of_changes(config, now)

@@ -463,8 +463,10 @@ def test_resume_finds_the_data_that_the_run_had(
     call("--resume", stopped, "--data-dir", "moved")
     assert used == [Path("elsewhere"), Path("elsewhere"), Path("moved")]
     Path("elsewhere").rmdir()  # as when the clone was moved: its own data are the same
-    call("--resume", stopped)
-    assert used[3:] == [train.DATA_DIR]
+    for gone in ("elsewhere", LONG):
+        (stopped / "config.json").write_text(json.dumps(config | {"data_dir": gone}))
+        call("--resume", stopped)
+    assert used[3:] == [train.DATA_DIR] * 2
 
 
 # ------------------------------------------------------------------------- help, dry runs

@@ -183,13 +183,13 @@ def explore(args: argparse.Namespace) -> None:
     work_dir = Path("runs", "frontier")
     train_seeds(jobs, FRONTIER, work_dir, args.processes, args.scheduler, train_one_size)
     update_readme(words_and_picture)
+    print(words(read_records(FRONTIER) | read_records()))
 
 
 def words_and_picture() -> dict[str, str]:
-    """Write results/frontier.png, and print and return what README.md says."""
+    """Write results/frontier.png; what README.md says."""
     records = read_records(FRONTIER) | read_records()
     write_atomically(PICTURE, plot(records))
-    print(words(records))
     return {"frontier": words(records)}
 
 
