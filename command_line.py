@@ -45,6 +45,8 @@ def as_typed(*arguments: object) -> str:
     for word in (Path(sys.executable), *arguments):
         inside = isinstance(word, Path) and word.is_relative_to(here)
         words.append(str(word.relative_to(here) if inside else word))
+        if isinstance(word, Path) and words[-1].startswith("-"):  # it would be taken for an option
+            words[-1] = os.path.join(os.curdir, words[-1])  # noqa: PTH118
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 

@@ -20,6 +20,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -163,19 +164,25 @@ def read_config(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
         had = {**config, **config["recipe"], "recipe": config["recipe"]["name"]}
-        lowest = {"epochs": 1, "batch_size": 1, "seed": 0, "holdout": 0, "threads": 1}
+        counts = {"epochs": (1, 1000), "batch_size": (1, 9999), "threads": (1, 1e6)}
+        counts |= {"seed": (0, 2**32 - 1), "holdout": (0, 50_000)}
         text = ["model", "recipe", "interpolation", "data_dir", "device"]
         numbers = config["recipe"].keys() - {"name", "interpolation"}
+        parts = dict.fromkeys(("momentum", "pct_start", "label_smoothing", "ema_decay"), 1)
         if (
-            not all(isinstance(had[key], int) and had[key] >= low for key, low in lowest.items())
+            not all(
+                isinstance(had[key], int) and a <= had[key] <= b for key, (a, b) in counts.items()
+            )
             or not all(isinstance(had[key], str) for key in text)
-            or not all(isinstance(had[key], int | float) and had[key] >= 0 for key in numbers)
+            or not all(isinstance(had[key], int | float) for key in numbers)
+            or not all(0 <= had[key] <= parts.get(key, 1e6) for key in numbers)
+            or not had["momentum"] * had["div_factor"] * had["final_div_factor"] > 0
             or had["interpolation"] not in ("nearest", "bilinear")
         ):
             raise ValueError
     except OSError as error:
         raise UsageError(f"--resume {folder}: no run to go on with ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UsageError(f"--resume {folder}: its config.json is damaged") from None
     if had["model"] not in MODELS:
         raise UsageError(
@@ -295,9 +302,23 @@ def load_checkpoint(folder: Path, learner: Any) -> list[EpochRecord]:
     if not path.exists():  # stopped in its first epoch
         return []
     state = read_state(path)
+    schedule, total_steps = learner.scheduler, learner.scheduler.total_steps
     try:
         learner.load_state_dict(state)
-        return [dict(record) for record in state["records"]]
+        records = [dict(record) for record in state["records"]]
+        # load_state_dict takes the schedule of another run, and a momentum of any shape.
+        if (
+            schedule.total_steps != total_steps
+            or schedule.last_epoch * learner.recipe.epochs != len(records) * total_steps
+            or [record["epoch"] for record in records] != list(range(1, len(records) + 1))
+            or not all(math.isfinite(value) for record in records for value in record.values())
+            or any(
+                values["momentum_buffer"].shape != parameter.shape
+                for parameter, values in learner.optimizer.state.items()
+            )
+        ):
+            raise ValueError
+        return records
     except Exception:  # a state that does not fit makes load_state_dict raise half a dozen types
         raise UsageError(f"{path} is not of this run, or damaged; begin a new run") from None
 

@@ -380,16 +380,17 @@ def run(
         name = run_folder.run_name(model_name, recipe.name, seed)
         folder = run_folder.new_run_folder(Path(out_dir), name, config)
     say = (lambda text: None) if quiet else functools.partial(print, flush=True)
-    say(f"{title}, device {target}, torch {torch.__version__}")
-    if not quiet:
-        with torch.random.fork_rng(devices=[]):  # torchsummary trains what it is given: a copy
-            summary(copy.deepcopy(learner.model).cpu(), (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
     show_bar = not quiet and sys.stdout.isatty() and sys.stderr.isatty()
 
     # A dry run leaves no folder to go on with.
     at_work = contextlib.nullcontext() if dry_run else run_folder.at_work(folder)
     with at_work, reuse_freed_memory():
         records = run_folder.load_checkpoint(folder, learner)
+        say(f"{title}, device {target}, torch {torch.__version__}")
+        if not quiet:
+            with torch.random.fork_rng(devices=[]):  # torchsummary trains what it is given: a copy
+                copied = copy.deepcopy(learner.model).cpu()
+                summary(copied, (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
         done = len(records)
         say("\n".join(["", table_header(split), *(table_row(row, split) for row in records)]))
         if target.type == "cuda":

@@ -318,6 +318,58 @@ def test_checkpoint_that_is_none(damage: str, stopped: Path, call: Call) -> None
     assert content(stopped) == before and not Path("was_run").exists()
 
 
+def without_schedule(state: dict) -> None:
+    state["scheduler"] = {}
+
+
+def with_a_short_momentum(state: dict) -> None:
+    for values in state["optimizer"]["state"].values():
+        values["momentum_buffer"] = torch.zeros(3)
+
+
+def with_a_nameless_epoch(state: dict) -> None:
+    state["records"] = [{}]
+
+
+def with_an_epoch_more(state: dict) -> None:
+    state["records"].append({**state["records"][0], "epoch": 2})
+
+
+def with_no_accuracy(state: dict) -> None:
+    state["records"][0]["val_acc"] = None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *[without_schedule, with_a_short_momentum, with_a_nameless_epoch],
+        *[with_an_epoch_more, with_no_accuracy],
+    ],
+)
+def test_checkpoint_that_does_not_fit_the_run(
+    damage: Callable[[dict], None], stopped: Path, call: Call
+) -> None:
+    """torch takes all of these, and reads beyond a momentum that is too short."""
+    path = stopped / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    damage(state)
+    path.write_bytes(saved(state))
+    before = content(stopped)
+    assert_refused(call("--resume", stopped, "--quiet"), str(path))
+    assert content(stopped) == before
+
+
+@pytest.mark.parametrize(("key", "value"), [("epochs", 4), ("epochs", 1), ("batch_size", 64)])
+def test_a_run_cannot_be_made_longer_in_its_config(
+    key: str, value: int, stopped: Path, call: Call
+) -> None:
+    """Its learning rate follows a schedule of as many steps as it was begun with."""
+    config = json.loads((stopped / "config.json").read_text())
+    config["recipe"][key] = value
+    (stopped / "config.json").write_text(json.dumps(config))
+    assert_refused(call("--resume", stopped, "--quiet"), "is not of this run")
+
+
 @pytest.mark.parametrize("form", ["pickle", "torch", "old torch"])
 def test_code_in_weights_is_not_run(form: str, call: Call) -> None:
     hostile = weights() | {"more": Payload()}
@@ -391,6 +443,9 @@ def test_resume_with_a_damaged_config(
     [
         *[("epochs", 0), ("epochs", 2.5), ("batch_size", 0), ("max_lr", "x"), ("max_lr", -0.1)],
         *[("interpolation", "nope"), ("seed", -1), ("holdout", "100"), ("threads", 0)],
+        *[("seed", 2**70), ("holdout", 60_000), ("batch_size", 10**30), ("max_lr", 10**400)],
+        *[("momentum", 0), ("pct_start", 2), ("label_smoothing", 2), ("ema_decay", 1.5)],
+        *[("div_factor", 0), ("final_div_factor", 0), ("weight_decay", math.nan)],
     ],
 )
 def test_resume_with_a_value_that_no_run_has(
@@ -531,6 +586,7 @@ def test_commands_to_copy_call_the_python_that_runs(
     monkeypatch.chdir(script.parent)
     assert command_line.as_typed(script) == "/elsewhere/python3 train.py"
     assert command_line.as_typed(tmp_path / "a") == f"/elsewhere/python3 {tmp_path / 'a'}"
+    assert command_line.as_typed("--resume", Path("-r")) == "/elsewhere/python3 --resume ./-r"
 
 
 def test_what_a_run_says_can_be_typed_where_it_was_called(
@@ -550,6 +606,17 @@ def test_what_a_run_says_can_be_typed_where_it_was_called(
     assert "tools.report" not in call("--evaluate", weights)[1]
     monkeypatch.chdir(root)
     assert "-m tools.report weights/model3.pt --out pictures" in call("--evaluate", weights)[1]
+
+
+def test_a_run_that_is_stopped_at_once_says_how_to_go_on(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "summary", stop)
+    code, _, err = call("--epochs", "1")
+    assert code == 130 and "--resume runs/model3-strong-seed42" in err
 
 
 def test_as_a_user_calls_it(tmp_path: Path) -> None:

@@ -146,10 +146,27 @@ def test_the_weights_of_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["missing.pt"], "missing.pt: No such file"),
         (["missing/weights.pt"], "missing/weights.pt: No such file"),
         (["weights/model3.pt", "--out", "missing/digits.onnx"], "--out"),
+        *[
+            (["weights/model3.pt", "--out", out], "--out")
+            for out in (".", "/", "a.pt", "folder.onnx")
+        ],
+        (["weights/model3.pt", "--out", "taken.onnx", "--int8"], "taken-int8.onnx"),
+        (["weights/model3.onnx"], "these are the weights"),
         (["weights/model3.pt", "--int4"], "--int4"),
     ],
 )
-def test_bad_settings(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_settings(
+    arguments: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("weights", "folder.onnx", "taken-int8.onnx"):
+        Path(folder).mkdir()
+    for name in ("model3.pt", "model3.onnx"):
+        shutil.copy(WEIGHTS / "model3.pt", Path("weights", name))
     try:
         code = export.main(arguments)
     except SystemExit as stop:
@@ -159,3 +176,5 @@ def test_bad_settings(arguments: list[str], named: str, capsys: pytest.CaptureFi
     assert len(captured.err.splitlines()) == 1
     assert named in captured.err
     assert not captured.out
+    assert not list(Path().glob("*.onnx.tmp")) and not Path("taken.onnx").exists()
+    assert Path("weights/model3.onnx").read_bytes() == (WEIGHTS / "model3.pt").read_bytes()

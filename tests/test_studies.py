@@ -409,6 +409,8 @@ def test_seeds_named_twice_are_trained_once() -> None:
     assert seed_study.seed_range("0-4,42,4,2-3") == [0, 1, 2, 3, 4, 42]
     with pytest.raises(argparse.ArgumentTypeError, match="not like"):
         seed_study.seed_range("4-0")
+    with pytest.raises(argparse.ArgumentTypeError, match="more than 10,000"):
+        seed_study.seed_range("0-999999999")
 
 
 def test_each_variant_lacks_what_it_says() -> None:

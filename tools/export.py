@@ -200,8 +200,14 @@ def export(args: argparse.Namespace) -> None:
     weights = weights_file(args.weights)
     name, model = load_weights(weights)
     out = args.out or weights.with_suffix(".onnx")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: no such folder; make it first")
+    small_out = out.parent / f"{out.stem}-int8.onnx"
+    for path in (out, small_out) if args.int8 else (out,):
+        if path.suffix != ".onnx" or path.is_dir():
+            raise UsageError(f"--out {path}: name a file that ends in .onnx")
+        if not path.parent.is_dir():
+            raise UsageError(f"--out {path}: no such folder; make it first")
+        if path.exists() and path.samefile(weights):
+            raise UsageError(f"--out {path}: these are the weights; name another file")
     test_images, test_labels = load_mnist(args.data_dir, train=False)
     pixels = test_images.float() / 255
     expected = run_torch(model, pixels)
@@ -228,7 +234,7 @@ def export(args: argparse.Namespace) -> None:
         small = to_int8(plain, train_images[:CALIBRATION].float() / 255)
         logits = run_onnx(small, pixels)
         content = described(small, name, description, facts(logits, "int8"))
-        outputs[out.with_stem(f"{out.stem}-int8")] = (content, logits)
+        outputs[small_out] = (content, logits)
     for path, (content, logits) in outputs.items():
         write_atomically(path, content)
         percent = accuracy(logits, test_labels)

@@ -73,6 +73,7 @@ from tools.records import (
 from train import RECIPES, TEST_BATCH_SIZE, Recipe, evaluate, run, training_code
 
 STUDIED = "strong"  # the recipe whose runs the README shows epoch by epoch
+MOST_SEEDS = 10_000
 CONNECT_SECONDS = 10  # for the scheduler of a cluster to answer
 Job = tuple[str, Recipe, int, int]  # model name, recipe, seed, images held out
 Outcome = tuple[dict[str, Any], list[dict[str, Any]]]  # settings and rows of a run
@@ -338,6 +339,8 @@ def seed_range(text: str) -> list[int]:
         match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise argparse.ArgumentTypeError(f"{text!r} is not like 0-19, 42 or 0-4,42")
+        if int(match[2] or match[1]) - int(match[1]) >= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_SEEDS:,} seeds")
         seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(set(seeds))
 
