@@ -43,10 +43,11 @@ def as_typed(*arguments: object) -> str:
     """
     here, words = Path.cwd(), []
     for word in (Path(sys.executable), *arguments):
-        inside = isinstance(word, Path) and word.is_relative_to(here)
-        words.append(str(word.relative_to(here) if inside else word))
-        if isinstance(word, Path) and words[-1].startswith("-"):  # it would be taken for an option
-            words[-1] = os.path.join(os.curdir, words[-1])  # noqa: PTH118
+        text = str(word)
+        if isinstance(word, Path):
+            text = str(word.relative_to(here)) if word.is_relative_to(here) else text
+            text = f".{os.sep}{text}" if text.startswith("-") else text  # not an option
+        words.append(text)
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 

@@ -401,12 +401,12 @@ def describe(device: torch.device) -> dict[str, Any]:
     root, commit = Path(__file__).resolve().parent, None
     # A checkout around this folder is another project's: git must not look further up.
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(root.parent)}
-    git = functools.partial(subprocess.run, capture_output=True, text=True, env=environment)
+    run = functools.partial(
+        subprocess.run, cwd=root, env=environment, capture_output=True, text=True
+    )
     with contextlib.suppress(OSError):
-        head = git(["git", "-C", str(root), "rev-parse", "--short", "HEAD"])
-        commit = head.stdout.strip() or None
-        changes = ["git", "-C", str(root), "diff", "--quiet", "HEAD", "--", "*.py"]
-        if commit and git(changes).returncode:
+        commit = run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or None
+        if commit and run(["git", "diff", "--quiet", "HEAD", "--", "*.py"]).returncode:
             commit += "-dirty"
     return {
         "device": device.type,

@@ -104,8 +104,7 @@ def ablate(args: argparse.Namespace) -> None:
     variants = [STRONG, *VARIANTS.values()]
     jobs = [(MODEL, recipe, seed, HOLDOUT) for seed in args.seeds for recipe in variants]
     train_seeds(jobs, ABLATION, Path("runs", "ablation"), args.processes, args.scheduler)
-    update_readme(lambda: {"ablation": table(read_records(ABLATION))})
-    print(table(read_records(ABLATION)))
+    print(update_readme(lambda: {"ablation": table(read_records(ABLATION))})["ablation"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -182,8 +182,7 @@ def explore(args: argparse.Namespace) -> None:
     jobs = [(name, RECIPES[STUDIED], seed, 0) for seed in args.seeds for name in names]
     work_dir = Path("runs", "frontier")
     train_seeds(jobs, FRONTIER, work_dir, args.processes, args.scheduler, train_one_size)
-    update_readme(words_and_picture)
-    print(words(read_records(FRONTIER) | read_records()))
+    print(update_readme(words_and_picture)["frontier"])
 
 
 def words_and_picture() -> dict[str, str]:

@@ -137,11 +137,12 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
     return text
 
 
-def update_readme(tables: Callable[[], dict[str, str]]) -> None:
-    """Put what `tables` returns into README.md. Two studies at once take turns.
+def update_readme(tables: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Put what `tables` returns into README.md, and return it. Two studies at once take turns.
 
     `tables` is called when it is this one's turn, so that the last one sees the records of both.
     """
     with lock(ROOT, wait=True):
         made = tables()
         write_atomically(README, with_tables(README.read_text(encoding="utf-8"), made).encode())
+    return made

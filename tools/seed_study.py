@@ -337,11 +337,12 @@ def seed_range(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
-        if not match or int(match[2] or match[1]) < int(match[1]):
+        found = range(int(match[1]), int(match[2] or match[1]) + 1) if match else []
+        if not found:
             raise argparse.ArgumentTypeError(f"{text!r} is not like 0-19, 42 or 0-4,42")
-        if int(match[2] or match[1]) - int(match[1]) >= MOST_SEEDS:
+        if len(found) > MOST_SEEDS:
             raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_SEEDS:,} seeds")
-        seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        seeds.extend(found)
     return sorted(set(seeds))
 
 
@@ -366,8 +367,8 @@ def study(args: argparse.Namespace) -> None:
     try:
         train_seeds(jobs, processes=args.processes, scheduler=args.scheduler)
     finally:
-        update_readme(tables_and_pictures)
-    print(statistics_table(read_records(), read_views()))
+        tables = update_readme(tables_and_pictures)
+    print(tables["seeds"])
 
 
 def tables_and_pictures() -> dict[str, str]:
