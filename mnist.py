@@ -1,100 +1,63 @@
 """The dataset: MNIST's archives to tensors, random affine transforms, normalised batches."""
 
-import contextlib
 import gzip
-import hashlib
 import math
-import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from command_line import UsageError
+from script import UsageError
+
+if TYPE_CHECKING:
+    from train import Recipe
 
 DATA_DIR = Path(__file__).parent / "data"
 IMAGE_SIZE = 28  # pixels, both ways
 MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, in [0, 1]
 BLACK = -MEAN / STD  # a pixel of 0, normalised
 
-ARCHIVES = {  # images and labels for training, then for testing; MD5 as published
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-}
-
-
-# ------------------------------------------------------------------------------- archives
-
-
-def download(name: str, folder: Path) -> None:
-    """Fetch an archive from the first of torchvision's mirrors that has it, or RuntimeError."""
-    from torchvision.datasets import MNIST  # here, since it would nearly double the start-up
-    from torchvision.datasets.utils import download_url
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for mirror in MNIST.mirrors:
-        try:
-            with tempfile.TemporaryDirectory(dir=folder) as partial:
-                download_url(f"{mirror}{name}", partial, md5=ARCHIVES[name])
-                Path(partial, name).rename(folder / name)
-            return
-        except (OSError, RuntimeError) as error:  # the next may have it
-            reason = error
-    raise RuntimeError(f"{name} cannot be downloaded: {reason}")
-
 
 def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) as uint8 and labels (N,) as int64: 60,000 or, for testing, 10,000.
 
-    Reads the archives in `data_dir`/MNIST/raw, and downloads those that are missing.
-    Raises UsageError when that is impossible or when one is not as published.
+    Reads the archives in `data_dir`/MNIST/raw; torchvision downloads them where some are missing.
+    Raises UsageError when that is impossible or when one is damaged.
     """
-    raw, absent, parts = Path(data_dir) / "MNIST" / "raw", [], []
+    raw, part = Path(data_dir) / "MNIST" / "raw", "train" if train else "t10k"
+    paths = [raw / f"{part}-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
     try:
-        absent = [folder for folder in (raw, *raw.parents) if not folder.exists()]
-        for name, md5 in ARCHIVES.items():
-            path = raw / name
-            if not path.exists():
-                download(name, raw)
-            content = path.read_bytes()
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-                raise UsageError(
-                    f"{path} is damaged (MD5 differs); delete it and it will be downloaded again"
-                )
-            if name.startswith("train") == train:
-                content = bytearray(gzip.decompress(content))
-                parts.append(torch.frombuffer(content, dtype=torch.uint8))
+        if not all(path.exists() for path in paths):
+            from torchvision.datasets import MNIST  # here, since it nearly doubles the start-up
+
+            MNIST(str(data_dir), download=True)
+        images, labels = map(read_archive, paths)
     except (RuntimeError, OSError) as error:
-        with contextlib.suppress(OSError):  # what was made for the download, if it is empty
-            for folder in absent:
-                folder.rmdir()
         reason = str(error).partition("\n")[0].rstrip(":.")
-        names = ", ".join(ARCHIVES)
         raise UsageError(
-            f"--data-dir {data_dir}: no MNIST there ({reason}); put {names} into {raw}"
+            f"--data-dir {data_dir}: no MNIST there ({reason}); put its four archives into {raw}"
         ) from None
-    images, labels = parts
-    # Before the pixels, the file says in 16 bytes what it holds; before the labels, in 8.
-    return images[16:].view(-1, 1, IMAGE_SIZE, IMAGE_SIZE), labels[8:].long()
+    return images[:, None], labels.long()
 
 
-# --------------------------------------------------------------------------- augmentation
+def read_archive(path: Path) -> Tensor:
+    """The numbers in a gzipped file of MNIST, as uint8; UsageError where it is damaged.
 
-
-class Augmentation(Protocol):
-    """Bounds of the random transforms; `Recipe` in train.py has them, and says the units."""
-
-    rotation: float
-    translation: float
-    scaling: float
-    shear: float
-    interpolation: str
+    Two zeros, a type (8: uint8) and the count of dimensions, in a byte each; the dimensions, in
+    four bytes each; the numbers (http://yann.lecun.com/exdb/mnist).
+    """
+    try:
+        content = np.frombuffer(bytearray(gzip.decompress(path.read_bytes())), dtype=np.uint8)
+        begin = 4 + 4 * int(content[3])
+        shape = content[4:begin].view(">u4").tolist()
+        return torch.from_numpy(content[begin:].reshape(shape))
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError, IndexError):
+        raise UsageError(f"{path} is damaged; put the archive as published in its place") from None
 
 
 def affine_matrices(
@@ -114,15 +77,15 @@ def affine_matrices(
     return torch.cat([linear, -linear @ shift / (IMAGE_SIZE / 2)], dim=2)
 
 
-def draw_transforms(bounds: Augmentation, count: int, generator: torch.Generator) -> Tensor:
-    """A random affine transform for each of `count` images, (count, 2, 3), uniform in `bounds`."""
+def draw_transforms(recipe: "Recipe", count: int, generator: torch.Generator) -> Tensor:
+    """A random affine transform for each of `count` images, (count, 2, 3), as the recipe bounds."""
 
     def uniform(bound: float) -> Tensor:
         return (2 * torch.rand(count, generator=generator) - 1) * bound
 
-    angle, shear = uniform(math.radians(bounds.rotation)), uniform(math.radians(bounds.shear))
-    scale = uniform(math.log1p(bounds.scaling)).exp()
-    shift_x, shift_y = uniform(bounds.translation), uniform(bounds.translation)
+    angle, shear = uniform(math.radians(recipe.rotation)), uniform(math.radians(recipe.shear))
+    scale = uniform(math.log1p(recipe.scaling)).exp()
+    shift_x, shift_y = uniform(recipe.translation), uniform(recipe.translation)
     return affine_matrices(angle, scale, shear, shift_x, shift_y)
 
 
@@ -132,46 +95,9 @@ def augment(images: Tensor, transforms: Tensor, interpolation: str) -> Tensor:
     return F.grid_sample(images, grid, mode=interpolation, align_corners=False)
 
 
-def views(images: Tensor) -> list[Tensor]:
-    """Nine views of normalised images (N, 1, 28, 28), for test-time augmentation.
-
-    Each image itself, turned by 6 degrees to both sides, 7 % smaller and larger, and moved by
-    one pixel in four directions.
-    """
-    turn, zoom = math.radians(6), 1.07
-    columns = torch.tensor(
-        [  # angle, scale, shear, shift along x and along y
-            (-turn, 1, 0, 0, 0),
-            (turn, 1, 0, 0, 0),
-            (0, 1 / zoom, 0, 0, 0),
-            (0, zoom, 0, 0, 0),
-            (0, 1, 0, -1, 0),
-            (0, 1, 0, 1, 0),
-            (0, 1, 0, 0, -1),
-            (0, 1, 0, 0, 1),
-        ]
-    ).T
-    moved = []
-    for matrix in affine_matrices(*columns).to(images.device):
-        transforms = matrix.expand(len(images), 2, 3)
-        moved.append(augment(images - BLACK, transforms, "bilinear") + BLACK)
-    return [images, *moved]
-
-
-class AverageOfViews(nn.Module):
-    """A network that guesses by the mean of its softmax over the nine `views` of an image."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 1, 28, 28) to the logarithms of probabilities (N, 10)."""
-        guesses = [self.model(view).softmax(dim=1) for view in views(images)]
-        return torch.stack(guesses).mean(dim=0).log()
-
-
-# --------------------------------------------------------------------------------- batches
+def normalize(images: Tensor) -> Tensor:
+    """Pixels from 0 to 1, in place, to mean 0 and standard deviation 1 over the training set."""
+    return images.sub_(MEAN).div_(STD)
 
 
 def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
@@ -185,7 +111,7 @@ def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
 class Loader:
     """Batches of (images, labels) from a dataset that stays on its device as uint8.
 
-    Without augmentation: every image, in order, unchanged. With it: shuffled and augmented, by
+    Without a recipe: every image, in order, unchanged. With one: shuffled and augmented, by
     draws that are a pure function of (seed, epoch) and made on the CPU, so that every device
     sees the same batches and no epoch depends on an earlier one. `epoch` is set by the caller.
     """
@@ -195,11 +121,11 @@ class Loader:
         images: Tensor,
         labels: Tensor,
         batch_size: int,
-        augmentation: Augmentation | None = None,
+        recipe: "Recipe | None" = None,
         seed: int = 0,
     ) -> None:
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.augmentation, self.seed, self.epoch = augmentation, seed, 1
+        self.recipe, self.seed, self.epoch = recipe, seed, 1
 
     def __len__(self) -> int:
         """The number of batches, the last and shorter one included."""
@@ -207,21 +133,44 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 1, 28, 28), float32 and normalised, and labels (B,)."""
-        if self.augmentation is None:
+        if self.recipe is None:
             batches = zip(self.images.split(self.batch_size), self.labels.split(self.batch_size))
             for images, labels in batches:
                 yield normalize(images.float().div_(255)), labels
             return
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.images), generator=generator)
-        transforms = draw_transforms(self.augmentation, len(self.images), generator)
+        transforms = draw_transforms(self.recipe, len(self.images), generator)
         order, transforms = order.to(self.images.device), transforms.to(self.images.device)
         for index, moves in zip(order.split(self.batch_size), transforms.split(self.batch_size)):
             images = self.images[index].float().div_(255)
-            images = augment(images, moves, self.augmentation.interpolation)
+            images = augment(images, moves, self.recipe.interpolation)
             yield normalize(images), self.labels[index]
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Pixels from 0 to 1, in place, to mean 0 and standard deviation 1 over the training set."""
-    return images.sub_(MEAN).div_(STD)
+class AverageOfViews(nn.Module):
+    """A network that guesses by the mean of its softmax over nine views of an image.
+
+    The image itself, turned by 6 degrees to both sides, 7 % smaller and larger, and moved by one
+    pixel in four directions (test-time augmentation).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        turn, zoom = math.radians(6), 1.07
+        angle = torch.tensor([-turn, turn, 0, 0, 0, 0, 0, 0])
+        scale = torch.tensor([1, 1, 1 / zoom, zoom, 1, 1, 1, 1])
+        shift_x = torch.tensor([0.0, 0, 0, 0, -1, 1, 0, 0])
+        shift_y = torch.tensor([0.0, 0, 0, 0, 0, 0, -1, 1])
+        transforms = affine_matrices(angle, scale, torch.zeros(8), shift_x, shift_y)
+        self.register_buffer("transforms", transforms)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 1, 28, 28) to the logarithms of probabilities (N, 10)."""
+        guesses = [self.model(images).softmax(dim=1)]
+        for transform in self.transforms:
+            transforms = transform.expand(len(images), 2, 3)
+            moved = augment(images - BLACK, transforms, "bilinear") + BLACK  # black comes in
+            guesses.append(self.model(moved).softmax(dim=1))
+        return torch.stack(guesses).mean(dim=0).log()

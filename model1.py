@@ -1,4 +1,4 @@
-"""Attempt 1 of 4: a baseline that is accurate, but over the budget.
+"""Attempt 1: a baseline that is accurate, but over the budget.
 
 Target    Show that 99.4 % can be reached within 15 epochs, with a plain stack of 3x3
           convolutions, before any parameter is saved.

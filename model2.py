@@ -1,4 +1,4 @@
-"""Attempt 2 of 4: fewer channels, and a 1x1 transition behind each pool.
+"""Attempt 2: fewer channels, and a 1x1 transition behind each pool.
 
 Target    Come close to the budget: two blocks of two 3x3 convolutions, each closed by a max
           pool and a 1x1 convolution that sets the width of what follows (16 to 12, 20 to 24),

@@ -1,4 +1,4 @@
-"""Attempt 3 of 4: channels that widen slowly. The first one within the budget.
+"""Attempt 3: channels that widen slowly. The first one within the budget.
 
 Target    99.4 % or more in every one of the last five epochs, with at most 8,000
           parameters and at most 15 epochs.

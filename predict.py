@@ -14,10 +14,8 @@ into 20 x 20 pixels and centred in 28 x 28 by its centre of mass. In a program, 
 does the same for one picture.
 """
 
-import command_line  # isort: skip  # first: it keeps Ctrl-C quiet while torch is imported
 import argparse
 import functools
-import io
 import json
 import sys
 import warnings
@@ -30,12 +28,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor, nn
 
-from command_line import UsageError, some_path, whole_number
+from attempts import attempts, load_network
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
-from run_folder import MODELS, load_weights, write_atomically
+from run_folder import ROOT
+from script import Parser, UsageError, exit_code, whole_number
 
 DEFAULT_MODEL = "model4"
-WEIGHTS_DIR = Path(__file__).parent / "weights"
+WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 WORKING_SIZE = 4 * IMAGE_SIZE  # pixels: pictures are looked at no larger than this
 KEPT_SIZE = 12 * WORKING_SIZE  # pixels: what is twice as long or more is shrunk at once
@@ -69,10 +68,8 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
         raise UsageError(f"larger than {most}; make it smaller") from None
     except UnidentifiedImageError:
         raise UsageError("not a picture, or damaged") from None
-    except OSError as error:
-        raise UsageError(error.strerror or "a damaged picture") from None
-    except Exception:  # a damaged file makes Pillow's decoders raise a dozen types
-        raise UsageError("a damaged picture") from None
+    except Exception as error:  # a damaged file makes Pillow's decoders raise a dozen types
+        raise UsageError(getattr(error, "strerror", None) or "a damaged picture") from None
 
 
 def flatten(picture: Image.Image) -> Image.Image:
@@ -151,9 +148,8 @@ def to_mnist(picture: str | Path | Image.Image) -> Tensor:
     try:
         return torch.from_numpy(fit_and_centre(cut_out(open_picture(picture))))
     except UsageError as error:
-        if isinstance(picture, Image.Image):
-            raise
-        raise UsageError(f"{picture}: {error}") from None
+        file = "" if isinstance(picture, Image.Image) else f"{picture}: "
+        raise UsageError(f"{file}{error}") from None
 
 
 def cut_out(picture: Image.Image) -> np.ndarray:
@@ -207,16 +203,20 @@ def probabilities(
     are read once a process. Raises UsageError, with the reason in one line, where there is no
     picture, no digit on it, or no such weights.
     """
-    return classify(load_network(model, weights, tta), to_mnist(picture)[None])[0].tolist()
+    return classify(trained_network(model, weights, tta), to_mnist(picture)[None])[0].tolist()
 
 
 @functools.cache
-def load_network(model: str | None, weights: str | Path | None, tta: bool) -> nn.Module:
-    """The trained network to guess with: DEFAULT_MODEL's, unless a model or weights are named."""
+def trained_network(model: str | None, weights: str | Path | None, tta: bool) -> nn.Module:
+    """The network to guess with: DEFAULT_MODEL's, unless a model or weights are named."""
     if weights is None:
         model = model or DEFAULT_MODEL
         weights = WEIGHTS_DIR / f"{model}.pt"
-    _, network = load_weights(Path(weights), model)
+        if not weights.exists():
+            train = f"train {model} (python train.py --model {model})"
+            then = f"--weights runs/{model}-strong-seed42/weights.pt"
+            raise UsageError(f"{weights} is not there; {train}, then predict with {then}")
+    _, network = load_network(Path(weights), model)
     return AverageOfViews(network) if tta else network
 
 
@@ -230,66 +230,60 @@ def classify(network: nn.Module, images: Tensor) -> Tensor:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of the predictions, aligned."""
-    cells = [("File", "Digit", "Confidence", "Runner-up")]
+    cells = [["File", "Digit", "Confidence", "Runner-up"]]
     for row in rows:
-        first, *others = (f"{guess['confidence']:.1%}".replace("%", " %") for guess in row["top"])
-        others = ", ".join(f"{g['digit']} ({p})" for g, p in zip(row["top"][1:], others))
-        cells.append((row["file"].replace("|", "\\|"), str(row["top"][0]["digit"]), first, others))
-    widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    rule = [("-" * (w - 1) + ":") if 1 <= i <= 2 else "-" * w for i, w in enumerate(widths)]
-    cells.insert(1, tuple(rule))
-    return "\n".join(
-        f"| {a:{widths[0]}} | {b:>{widths[1]}} | {c:>{widths[2]}} | {d:{widths[3]}} |"
-        for a, b, c, d in cells
-    )
+        best, *others = ((str(g["digit"]), f"{100 * g['confidence']:.1f} %") for g in row["top"])
+        runners_up = ", ".join(f"{digit} ({confidence})" for digit, confidence in others)
+        cells.append([row["file"].replace("|", "\\|"), *best, runners_up])
+    first, last = (max(len(line[column]) for line in cells) for column in (0, 3))
+    lines = [f"| {a:{first}} | {b:>5} | {c:>10} | {d:{last}} |" for a, b, c, d in cells]
+    lines.insert(1, f"| {'-' * first} | ----: | ---------: | {'-' * last} |")
+    return "\n".join(lines)
 
 
 def show(image: Tensor, path: Path) -> None:
     """Write what the network saw of the picture `path`, enlarged, to path + "-seen.png"."""
     enlarged = Image.fromarray(image.numpy()).resize([SHOWN_SIZE] * 2, Image.Resampling.NEAREST)
-    content = io.BytesIO()
-    enlarged.save(content, "PNG")
-    write_atomically(path.with_name(f"{path.name}-seen.png"), content.getvalue())
+    enlarged.save(path.with_name(f"{path.name}-seen.png"))
 
 
-def run(args: argparse.Namespace) -> int:
+def predict(args: argparse.Namespace) -> int:
     """Predict what can be read, print it, and return the exit code: 2 if anything could not."""
-    network = load_network(args.model, args.weights, args.tta)
-    images, paths, failures = [], [], 0
+    network = trained_network(args.model, args.weights, args.tta)
+    paths, images = [], []
     for path in args.pictures:
         try:
             images.append(to_mnist(path))
             paths.append(path)
         except UsageError as error:
             print(f"predict.py: error: {error}", file=sys.stderr)
-            failures += 1
-    rows: list[dict[str, Any]] = [{"file": str(path)} for path in paths]
+    rows = []
     if images:
         best = classify(network, torch.stack(images)).topk(args.top)
-        for row, digits, confidences in zip(rows, best.indices.tolist(), best.values.tolist()):
-            row["top"] = [{"digit": d, "confidence": c} for d, c in zip(digits, confidences)]
+        for path, digits, confidences in zip(paths, best.indices.tolist(), best.values.tolist()):
+            top = [{"digit": d, "confidence": c} for d, c in zip(digits, confidences)]
+            rows.append({"file": str(path), "top": top})
     if args.json:
         print(json.dumps(rows, indent=2))
     elif rows:
         print(table(rows))
-    if args.show:
-        for path, image in zip(paths, images):
-            show(image, path)
-    return 2 if failures else 0
+    for path, image in zip(paths, images) if args.show else ():
+        show(image, path)
+    return 2 if len(paths) < len(args.pictures) else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = command_line.Parser("predict.py", __doc__)
+    parser = Parser("predict.py", __doc__)
     add = parser.add_argument
-    add("pictures", nargs="+", type=some_path, metavar="PICTURE", help="one digit on each")
-    add("--model", choices=[*MODELS], help=f"the network (default: {DEFAULT_MODEL})")
-    add("--weights", type=some_path, metavar="FILE", help="default: weights/MODEL.pt")
+    add("pictures", nargs="+", type=Path, metavar="PICTURE", help="one digit on each")
+    add("--model", choices=attempts(), help=f"the network (default: {DEFAULT_MODEL})")
+    add("--weights", type=Path, metavar="FILE", help="default: weights/MODEL.pt")
     add("--top", type=whole_number(1, 10), default=2, metavar="N", help="guesses (default: 2)")
     add("--tta", action="store_true", help="average the guesses on nine views of each picture")
     add("--json", action="store_true", help="print JSON in place of the table")
     add("--show", action="store_true", help="write what the network saw to PICTURE-seen.png")
-    return command_line.exit_code("predict.py", run, parser.parse_args(argv))
+    return exit_code("predict.py", predict, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Train one of the small networks on MNIST, and say whether it meets the challenge.
 
     python train.py                     # model3, 15 epochs, on the best device there is
-    python train.py --model all         # the attempts, one after the other
+    python train.py --model all         # every attempt, one after the other
     python train.py --model model4 --recipe fast    # four epochs: 99.4 % on average
     python train.py --resume runs/model3-strong-seed42
     python train.py --evaluate weights/model3.pt
@@ -13,29 +13,23 @@ accuracy in every one of the last five epochs. What a run prints, a row as each 
     | ----: | ------------: | -----: | --------: | -----------: | -------: |
     |     1 |         91.93 | 0.0325 |    0.2070 |        98.28 |     20.3 |
 
-Train accuracy is that of the augmented images while the network learns from them.
-LR is the learning rate after the epoch's last batch. Time is the training of the epoch, without
-the evaluation that follows it.
-
-Each run has a folder of its own: config.json, metrics.csv (a row per epoch), checkpoint.pt (what
-a resume needs), weights.pt (after the last epoch, or their average) and curves.png.
-Exit codes: 0 done, 1 the run failed, 2 bad arguments or files, 130 Ctrl-C, 141 when whoever
-read the output is gone, 143 SIGTERM.
+Train accuracy is that of the augmented images while the network learns from them. LR is the
+learning rate after the epoch's last batch. The loss has label smoothing, as in training. Time is
+the training of the epoch alone. Each run has a folder of its own (see run_folder.py).
+Exit codes: 0 done, 1 the run failed, 2 bad arguments or files, 130 Ctrl-C, 143 SIGTERM.
 """
 
-import command_line  # isort: skip  # first: it keeps Ctrl-C quiet while torch is imported
 import argparse
 import contextlib
 import copy
-import dataclasses
-import functools
-import gc
+import ctypes
 import math
 import os
+import platform
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +40,20 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchsummary import summary
 from tqdm import tqdm
 
-import mnist
 import run_folder
-from command_line import RunError, UsageError
+from attempts import attempts, build_network, count_parameters, load_network
 from mnist import DATA_DIR, IMAGE_SIZE, AverageOfViews, Loader, load_mnist, mix_seed
-from run_folder import MODELS, EpochRecord, reuse_freed_memory, table_header, table_row, verdict
+from run_folder import EpochRecord, table_header, table_row, verdict
+from script import Parser, RunError, UsageError, exit_code, whole_number
 
-TEST_BATCH_SIZE = 250  # images; published: 1,024, with the same result and 65 MB more at the peak
-
+TEST_BATCH_SIZE = 250  # images; larger ones take more memory for the same result
 
 # ------------------------------------------------------------------------------ recipes
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting of a training, one field each, with its unit: the whole experiment."""
+    """Every setting of a training, with its unit. The defaults are the recipe "classic"."""
 
     name: str
     epochs: int = 15
@@ -76,80 +69,109 @@ class Recipe:
     weight_decay: float = 0.0  # of filters and matrices, not of biases and BatchNorm
     max_lr: float = 0.3
     pct_start: float = 0.2  # the part of all batches in which the learning rate rises
-    div_factor: float = 10.0  # starts at max_lr / 10
-    final_div_factor: float = 100.0  # ends at max_lr / 10 / 100
+    div_factor: float = 10.0  # the rate starts at max_lr / div_factor
+    final_div_factor: float = 100.0  # and ends at that / final_div_factor
     # Cross-entropy, for training and for the reported loss.
     label_smoothing: float = 0.02
     # Exponential moving average of the weights and of BatchNorm's statistics, after every step.
     ema_decay: float = 0.0  # 0 for none
 
-    def averages(self, epoch: int) -> bool:
-        """Whether to average in `epoch`, counted from 1: once the learning rate only falls."""
+    def has_ema(self, epoch: int) -> bool:
+        """Whether weights are averaged in `epoch`, from 1: after those in which the rate rises."""
         return self.ema_decay > 0 and epoch > math.ceil(self.pct_start * self.epochs)
 
 
-RECIPES = {
-    "classic": Recipe("classic"),
-    "strong": Recipe(
-        "strong",
-        batch_size=32,
-        rotation=10.0,
-        translation=2.0,
-        scaling=0.1,
-        shear=5.0,
-        interpolation="bilinear",
-        weight_decay=2e-4,
-        max_lr=0.1,
-        ema_decay=0.9995,  # over some 2,000 batches: about one epoch
-    ),
-    "fast": Recipe(
-        "fast",
-        epochs=4,
-        rotation=5.0,
-        translation=0.5,
-        scaling=0.05,
-        shear=2.0,
-        interpolation="bilinear",
-        weight_decay=2e-4,
-    ),
-}
+CLASSIC = Recipe("classic")
+STRONG = Recipe(
+    "strong",
+    batch_size=32,
+    rotation=10.0,
+    translation=2.0,
+    scaling=0.1,
+    shear=5.0,
+    interpolation="bilinear",
+    weight_decay=2e-4,
+    max_lr=0.1,
+    ema_decay=0.9995,  # over some 2,000 batches: about one epoch
+)
+FAST = Recipe(
+    "fast",
+    epochs=4,
+    rotation=5.0,
+    translation=0.5,
+    scaling=0.05,
+    shear=2.0,
+    interpolation="bilinear",
+    weight_decay=2e-4,
+)
+RECIPES = {recipe.name: recipe for recipe in (CLASSIC, STRONG, FAST)}
 
 
-# ------------------------------------------------------------------------------- device
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides the result of a run, but for hardware and versions."""
+
+    model: str
+    recipe: Recipe
+    seed: int = 42  # of every random draw
+    holdout: int = 0  # so many training images, the last ones, take the place of the test set
+    sizes: dict[str, Any] = field(default_factory=dict)  # arguments of the network, if any
+
+    @property
+    def network(self) -> str:
+        """The name of the network; of one that was given sizes, with its number of parameters."""
+        if not self.sizes:
+            return self.model
+        return f"{self.model}-{count_parameters(build_network(self.model, **self.sizes))}"
+
+    @property
+    def name(self) -> str:
+        """What the run is called, and its folder."""
+        holdout = f"-holdout{self.holdout}" if self.holdout else ""
+        return f"{self.network}-{self.recipe.name}-seed{self.seed}{holdout}"
+
+
+# ------------------------------------------------------------------------ device and data
 
 
 def select_device(name: str) -> torch.device:
     """CUDA, then MPS, then CPU for "auto"; UsageError for a device that is not there."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    present = [device for device, is_there in available.items() if is_there]
-    if name != "auto" and name not in present:
-        raise UsageError(
-            f"--device {name}: there is none here; choose from auto, {', '.join(present)}"
-        )
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present = [device for device, is_there in found.items() if is_there] + ["cpu"]
+    if name not in ("auto", *present):
+        raise UsageError(f"--device {name}: not here; choose from auto, {', '.join(present)}")
     return torch.device(present[0] if name == "auto" else name)
 
 
-def replay_as_graph(model: nn.Module, batch_size: int) -> None:
-    """On CUDA: make forward and backward of full batches one launch each, not hundreds.
+def reuse_freed_memory() -> None:
+    """Let glibc, where there is one, keep what tensors free, not map each anew, page by page.
 
-    Kernels of so small a network take less time than their launches. Short batches and evaluation
-    run as before; so does everything where no graph can be captured.
+    It makes an epoch up to twice as fast (results/README.md).
     """
-    gc.collect()  # of an earlier model's graphs: they must not be freed during the capture
-    device = next(model.parameters()).device
-    sample = torch.zeros(batch_size, 1, IMAGE_SIZE, IMAGE_SIZE, device=device)
-    state, plain = copy.deepcopy(model.state_dict()), model.forward
-    try:
-        graphed = torch.cuda.make_graphed_callables(model.train(), (sample,)).forward
-    except RuntimeError as error:
-        print(f"warning: no CUDA graph, so slower ({error})".splitlines()[0], file=sys.stderr)
-        graphed = plain
-    model.load_state_dict(state)  # the capture ran a few batches of zeros through BatchNorm
-    model.forward = lambda images: (graphed if images.shape == sample.shape else plain)(images)
+    if platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_mmap_threshold = -1, -3  # see mallopt(3)
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 32 << 20)  # bytes: the most that it takes
+        ctypes.CDLL(None).mallopt(m_trim_threshold, 1 << 30)
+
+
+def build_loaders(
+    experiment: Experiment, device: torch.device, data_dir: Path = DATA_DIR, dry_run: bool = False
+) -> tuple[Loader, Loader]:
+    """The training images, shuffled and augmented, and the test images, or those held out."""
+    recipe, holdout = experiment.recipe, experiment.holdout
+    images, labels = load_mnist(data_dir, train=True)
+    if holdout:
+        images, test_images = images[:-holdout], images[-holdout:]
+        labels, test_labels = labels[:-holdout], labels[-holdout:]
+    else:
+        test_images, test_labels = load_mnist(data_dir, train=False)
+    if dry_run:
+        images, labels = images[: recipe.batch_size], labels[: recipe.batch_size]
+        test_images, test_labels = test_images[:TEST_BATCH_SIZE], test_labels[:TEST_BATCH_SIZE]
+    return (
+        Loader(images.to(device), labels.to(device), recipe.batch_size, recipe, experiment.seed),
+        Loader(test_images.to(device), test_labels.to(device), TEST_BATCH_SIZE),
+    )
 
 
 # ----------------------------------------------------------------------------- training
@@ -160,10 +182,10 @@ def build_optimizer(
 ) -> tuple[torch.optim.SGD, OneCycleLR]:
     """SGD-Nesterov, and the OneCycleLR to step after each of epochs x batches_per_epoch batches."""
     total_steps, pct_start = recipe.epochs * batches_per_epoch, recipe.pct_start
-    if pct_start * total_steps == 1:  # OneCycleLR would divide by the 0 steps from first to peak
+    if pct_start * total_steps == 1:  # OneCycleLR divides by this less 1
         pct_start += 1e-9
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.SGD(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others}],
         lr=recipe.max_lr,
@@ -187,24 +209,22 @@ def build_optimizer(
 class Learner:
     """What trains together: a network and its average, their loss, optimizer and schedule.
 
-    `averaged` is the network that is evaluated and kept: a copy of `model`, which the recipe may
-    turn into its exponential moving average, BatchNorm's statistics included, once the learning
-    rate only falls.
+    `ema` is the network that is evaluated and kept. In epochs for which the recipe `has_ema` it is
+    the exponential moving average of `model`, BatchNorm's statistics included; else a copy of it.
     """
 
-    STATEFUL = ("model", "averaged", "optimizer", "scheduler")
+    STATEFUL = ("model", "ema", "optimizer", "scheduler")
 
     def __init__(self, model: nn.Module, recipe: Recipe, batches_per_epoch: int) -> None:
-        self.model, self.averaged, self.recipe = model, copy.deepcopy(model), recipe
+        self.model, self.ema, self.recipe = model, copy.deepcopy(model), recipe
         self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.optimizer, self.scheduler = build_optimizer(model, recipe, batches_per_epoch)
+        # The tensors of a state_dict share memory with the network.
+        self._values = [x for x in self.model.state_dict().values() if x.is_floating_point()]
+        self._ema_values = [x for x in self.ema.state_dict().values() if x.is_floating_point()]
         # AveragedModel of torch moves the same way, but looks at every step how many there were,
         # which makes a GPU wait.
-        self._move = get_ema_multi_avg_fn(recipe.ema_decay)
-        self._values, self._averages = (
-            [value for value in network.state_dict().values() if value.is_floating_point()]
-            for network in (self.model, self.averaged)
-        )
+        self._average = get_ema_multi_avg_fn(recipe.ema_decay)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Learn from a batch (B, 1, 28, 28) and its labels (B,); mean loss and logits (B, 10)."""
@@ -216,9 +236,9 @@ class Learner:
         self.scheduler.step()
         return loss.detach(), logits.detach()
 
-    def average(self) -> None:
+    def update_ema(self) -> None:
         """Move the average one step toward the network."""
-        self._move(self._averages, self._values, 0)  # the 0 is a count that is not used
+        self._average(self._ema_values, self._values, 0)  # the 0 is a count that it does not use
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).state_dict() for name in self.STATEFUL}
@@ -237,31 +257,28 @@ def train_one_epoch(
     """
     # Dropout begins anew in every epoch, so that a resume needs no state of its generator.
     torch.manual_seed(mix_seed(loader.seed, loader.epoch, stream=1))
-    averages = learner.recipe.averages(loader.epoch)
+    has_ema = learner.recipe.has_ema(loader.epoch)
     losses = torch.zeros(len(loader), device=loader.labels.device)
     correct = torch.zeros((), dtype=torch.long, device=loader.labels.device)
     learner.model.train()
     with tqdm(loader, desc=f"epoch {loader.epoch}", leave=False, disable=not show_bar) as bar:
         for step, (images, labels) in enumerate(bar):
             loss, logits = learner.step(images, labels)
-            if averages:
-                learner.average()
+            if has_ema:
+                learner.update_ema()
             losses[step] = loss * len(labels)
             correct += (logits.argmax(dim=1) == labels).sum()
             if show_bar and step % 50 == 49:
-                seen = (step + 1) * loader.batch_size
-                bar.set_postfix_str(
-                    f"loss {losses.sum().item() / seen:.4f}, "
-                    f"accuracy {100 * correct.item() / seen:.2f} %, "
-                    f"LR {learner.scheduler.get_last_lr()[0]:.4f}"
-                )
-    if not averages:
-        learner.averaged.load_state_dict(learner.model.state_dict())
+                seen, lr = (step + 1) * loader.batch_size, learner.scheduler.get_last_lr()[0]
+                accuracy = f"{100 * correct.item() / seen:.2f} %"
+                bar.set_postfix(loss=losses.sum().item() / seen, accuracy=accuracy, LR=lr)
+    if not has_ema:
+        learner.ema.load_state_dict(learner.model.state_dict())
     not_finite = torch.nonzero(~losses.isfinite())
     if len(not_finite):
         raise RunError(
-            f"the loss is not finite since epoch {loader.epoch}, batch {not_finite[0].item() + 1} "
-            f"of {len(loader)}; try another seed or recipe"
+            f"the loss was not finite from epoch {loader.epoch}, batch {not_finite[0].item() + 1} "
+            f"of {len(loader)} on; try another seed or recipe"
         )
     return losses.sum().item() / len(loader.labels), 100 * correct.item() / len(loader.labels)
 
@@ -279,138 +296,78 @@ def evaluate(model: nn.Module, loader: Loader, criterion: nn.Module) -> tuple[fl
     return loss.item() / len(loader.labels), 100 * correct.item() / len(loader.labels)
 
 
-# --------------------------------------------------------------------------------- run
-
-
-def build_loaders(
-    recipe: Recipe,
-    seed: int,
-    device: torch.device,
-    data_dir: Path = DATA_DIR,
-    holdout: int = 0,
-    dry_run: bool = False,
-) -> tuple[Loader, Loader]:
-    """The training images, shuffled and augmented, and the test images, or those held out."""
-    images, labels = load_mnist(data_dir, train=True)
-    if holdout:
-        images, test_images = images[:-holdout], images[-holdout:]
-        labels, test_labels = labels[:-holdout], labels[-holdout:]
-    else:
-        test_images, test_labels = load_mnist(data_dir, train=False)
-    if dry_run:
-        images, labels = images[: recipe.batch_size], labels[: recipe.batch_size]
-        test_images, test_labels = test_images[:TEST_BATCH_SIZE], test_labels[:TEST_BATCH_SIZE]
-    return (
-        Loader(images.to(device), labels.to(device), recipe.batch_size, recipe, seed),
-        Loader(test_images.to(device), test_labels.to(device), TEST_BATCH_SIZE),
-    )
-
-
 def train_and_evaluate(
-    learner: Learner, loader: Loader, test_loader: Loader, split: str, show_bar: bool = False
+    learner: Learner, loader: Loader, test_loader: Loader, show_bar: bool
 ) -> EpochRecord:
-    """Train for the epoch that `loader` is at, evaluate, and return its row in the table.
-
-    `split` is "test" or "val". Raises RunError when a loss is not finite.
-    """
+    """Train for the epoch that `loader` is at, evaluate, and return its row in the table."""
     clock = time.perf_counter()
     train_loss, train_accuracy = train_one_epoch(learner, loader, show_bar)
     seconds = time.perf_counter() - clock  # the device is done: the loss was read from it
-    loss, accuracy = evaluate(learner.averaged, test_loader, learner.criterion)
-    if not math.isfinite(loss):
-        raise RunError(
-            f"the {split} loss is not finite after epoch {loader.epoch}; try another seed or recipe"
-        )
+    loss, accuracy = evaluate(learner.ema, test_loader, learner.criterion)
     return {
         "epoch": loader.epoch,
         "train_loss": train_loss,
         "train_acc": train_accuracy,
         "lr": learner.scheduler.get_last_lr()[0],
-        f"{split}_loss": loss,
-        f"{split}_acc": accuracy,
+        "loss": loss,
+        "acc": accuracy,
         "seconds": seconds,
     }
 
 
-def training_code(model_name: str) -> str:
-    """A fingerprint of the code of a network, its batches, its training and its evaluation.
-
-    A change of it changes what a run comes to. `run` decides as well, by how it seeds.
-    """
-    network = sys.modules[MODELS[model_name].__module__]
-    pixels = (repr((mnist.MEAN, mnist.STD)), mnist.normalize, build_loaders)
-    batches = (mnist.Loader, mnist.draw_transforms, mnist.affine_matrices, mnist.augment, mix_seed)
-    training = (Recipe.averages, build_optimizer, Learner, train_one_epoch, evaluate)
-    return run_folder.fingerprint(network, *pixels, *batches, *training)
+# ---------------------------------------------------------------------------------- run
 
 
 def run(
-    model_name: str,
-    recipe: Recipe,
-    *,
-    seed: int,
+    experiment: Experiment,
     out_dir: Path,
+    *,
+    resumed: Path | None = None,
     device: str = "auto",
     data_dir: Path = DATA_DIR,
-    holdout: int = 0,
-    folder: Path | None = None,
     dry_run: bool = False,
     quiet: bool = False,
 ) -> list[EpochRecord]:
-    """Train one model, print as it goes, and return a record of each epoch.
+    """Train one network, print as it goes, and return a record of each epoch.
 
-    The last `holdout` training images, if any, are not trained on and take the place of the test
-    set. `folder` is that of a run to go on with; without it a new one is made under
-    `out_dir`. A `dry_run` takes one batch of each set.
-
-    Raises RunError when a loss is not finite or a file cannot be written, UsageError when the
-    device, the data or the folder is not as it should be.
+    `resumed` is the folder of a run to go on with; without it a new one is made under `out_dir`. A
+    `dry_run` takes one batch of each set. Raises RunError when a loss is not finite or a file
+    cannot be written, UsageError when device, network, data or folder are not as they must be.
     """
     begin = time.perf_counter()
-    target, split = select_device(device), "val" if holdout else "test"
-    loader, test_loader = build_loaders(recipe, seed, target, data_dir, holdout, dry_run)
-    torch.manual_seed(seed)
-    learner = Learner(MODELS[model_name]().to(target), recipe, len(loader))
-
-    title = f"{model_name}, recipe {recipe.name}, seed {seed}"
-    if folder is None:
-        config = {"model": model_name, "recipe": dataclasses.asdict(recipe), "seed": seed}
-        config |= {"holdout": holdout, "data_dir": str(Path(data_dir).resolve())}
-        config |= run_folder.describe(target) | {"code": training_code(model_name)}
-        name = run_folder.run_name(model_name, recipe.name, seed)
-        folder = run_folder.new_run_folder(Path(out_dir), name, config)
-    say = (lambda text: None) if quiet else functools.partial(print, flush=True)
-    show_bar = not quiet and sys.stdout.isatty() and sys.stderr.isatty()
-
-    # A dry run leaves no folder to go on with.
-    at_work = contextlib.nullcontext() if dry_run else run_folder.at_work(folder)
-    with at_work, reuse_freed_memory():
+    recipe, holdout, name = experiment.recipe, experiment.holdout, experiment.name
+    target = select_device(device)
+    reuse_freed_memory()
+    loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
+    torch.manual_seed(experiment.seed)
+    model = build_network(experiment.model, **experiment.sizes).to(target)
+    learner = Learner(model, recipe, len(loader))
+    config = asdict(experiment) | {"data_dir": str(data_dir.resolve())}
+    config |= run_folder.describe(target)
+    folder = resumed or run_folder.new_run_folder(out_dir, name, config)
+    with contextlib.nullcontext() if dry_run else run_folder.at_work(folder):
         records = run_folder.load_checkpoint(folder, learner)
-        say(f"{title}, device {target}, torch {torch.__version__}")
         if not quiet:
-            with torch.random.fork_rng(devices=[]):  # torchsummary trains what it is given: a copy
-                copied = copy.deepcopy(learner.model).cpu()
-                summary(copied, (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
+            print(f"{name}, device {target}, torch {torch.__version__}")
+            # A copy: torchsummary moves the statistics of BatchNorm.
+            summary(copy.deepcopy(model).cpu(), (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
+            print("\n".join(["", table_header(holdout), *map(table_row, records)]), flush=True)
         done = len(records)
-        say("\n".join(["", table_header(split), *(table_row(row, split) for row in records)]))
-        if target.type == "cuda":
-            replay_as_graph(learner.model, recipe.batch_size)
+        show_bar = not quiet and sys.stdout.isatty() and sys.stderr.isatty()
         for epoch in range(done + 1, recipe.epochs + 1):
             loader.epoch = epoch
-            records.append(train_and_evaluate(learner, loader, test_loader, split, show_bar))
-            run_folder.save_epoch(folder, records, learner)
-            say(table_row(records[-1], split))
-        curves = run_folder.plot_curves(records, split, title)
+            records.append(train_and_evaluate(learner, loader, test_loader, show_bar))
+            run_folder.save_epoch(folder, records, learner.state_dict())
+            if not quiet:
+                print(table_row(records[-1]), flush=True)
+        curves = run_folder.plot_curves(records, "held out" if holdout else "test", name)
         run_folder.write_atomically(folder / "curves.png", curves)
-        run_folder.write_state(folder / "weights.pt", learner.averaged.state_dict())
-    say("")
-    print(f"{title}: {verdict(learner.model, records, split)}")
-    whole, part = (sum(row["seconds"] for row in rows) for rows in (records, records[done:]))
-    resumed = f" (resumed after epoch {done}; {whole:.0f} s of training in total)" if done else ""
-    print(f"{part:.0f} s of training, {time.perf_counter() - begin:.0f} s in all{resumed}")
-    if not dry_run:
-        say(f"Weights, curves and records are in {folder}")
-    sys.stdout.flush()
+        run_folder.write_state(folder / "weights.pt", learner.ema.state_dict())
+    print(f"\n{name}: {verdict(count_parameters(model), records, holdout)}")
+    trained = sum(record["seconds"] for record in records[done:])
+    print(f"{trained:.0f} s of training, {time.perf_counter() - begin:.0f} s in all")
+    if not (dry_run or quiet):
+        print(f"Weights, curves and records are in {folder}")
     return records
 
 
@@ -421,93 +378,109 @@ def start(args: argparse.Namespace) -> None:
     """Train the model that was asked for, or all, each in a folder of its own."""
     recipe = RECIPES[args.recipe]
     batch_size = args.batch_size or recipe.batch_size
-    recipe = dataclasses.replace(
+    recipe = replace(
         recipe,
         epochs=args.epochs or recipe.epochs,
         batch_size=batch_size,
         # The average reaches back as many images, whatever the size of a batch.
         ema_decay=recipe.ema_decay ** (batch_size / recipe.batch_size),
     )
-    settings = {name: vars(args)[name] for name in ("seed", "holdout", "device", "data_dir")}
-    names = list(MODELS) if args.model == "all" else [args.model]
-    with tempfile.TemporaryDirectory() if args.dry_run else contextlib.nullcontext() as scratch:
-        for place, name in enumerate(names):
-            try:
-                run(
-                    name,
-                    recipe,
-                    **settings,
-                    out_dir=Path(scratch or args.out_dir),
-                    dry_run=args.dry_run,
-                    quiet=args.quiet,
-                )
-            except (KeyboardInterrupt, RunError):
-                if names[place + 1 :]:
-                    rest = ", ".join(names[place + 1 :])
-                    print(f"not begun: {rest}; to train them: --model NAME", file=sys.stderr)
-                raise
+    names = attempts() if args.model == "all" else [args.model]
+    for name in names:
+        build_network(name)  # before hours of training, where one of them cannot be
+    place = {"device": args.device, "data_dir": args.data_dir or DATA_DIR}
+    with tempfile.TemporaryDirectory() as scratch:  # of a dry run, which leaves nothing behind
+        out_dir = Path(scratch) if args.dry_run else args.out_dir
+        for name in names:
+            experiment = Experiment(name, recipe, args.seed, args.holdout)
+            run(experiment, out_dir, dry_run=args.dry_run, quiet=args.quiet, **place)
 
 
 def resume(args: argparse.Namespace) -> None:
     """Go on with the run in the folder `args.resume`, under the settings that it began with."""
-    given = {name: vars(args)[name] for name in args.given}
-    config = run_folder.read_config(args.resume, given)
+    config = run_folder.read_config(args.resume)
     try:
-        recipe = Recipe(**config["recipe"])
-    except TypeError:
+        config["recipe"] = Recipe(**config["recipe"])
+        experiment = Experiment(**{part.name: config[part.name] for part in fields(Experiment)})
+        had = {key: config[key] for key in ("device", "threads")}
+        data_dir = args.data_dir or Path(config["data_dir"])
+    except (KeyError, TypeError):
         raise UsageError(
-            f"--resume {args.resume}: a run of another version, whose recipe has other settings; "
+            f"--resume {args.resume}: its config.json is damaged, or of another version; "
             "begin a new run"
         ) from None
-    if "threads" not in given and config["threads"] <= (os.cpu_count() or 1):
-        torch.set_num_threads(config["threads"])  # as before, for the same last digits
-    device, data_dir = given.get("device", config["device"]), Path(config["data_dir"])
-    # Where the clone has moved: every copy of MNIST is the same. Path.exists fails on long names.
-    if not os.path.exists(data_dir):  # noqa: PTH110
+    if not args.threads and had["threads"] <= (os.cpu_count() or 1):
+        torch.set_num_threads(had["threads"])  # as before, for the same last digits
+    device = had["device"] if args.device == "auto" else args.device
+    run_folder.warn_of_changes(config, run_folder.describe(select_device(device)))
+    if not (args.data_dir or data_dir.exists()):  # the clone has moved
         data_dir = DATA_DIR
-    now = run_folder.describe(select_device(device)) | {"code": training_code(config["model"])}
-    run_folder.warn_of_changes(config, now)
-    run(
-        config["model"],
-        recipe,
-        seed=config["seed"],
-        out_dir=args.resume.parent,
-        device=device,
-        data_dir=given.get("data_dir", data_dir),
-        holdout=config["holdout"],
-        folder=args.resume,
-        quiet=args.quiet,
-    )
+    place = {"device": device, "data_dir": data_dir}
+    run(experiment, args.resume.parent, resumed=args.resume, quiet=args.quiet, **place)
 
 
 def print_evaluation(args: argparse.Namespace) -> None:
     """Print loss and accuracy of the weights in `args.evaluate` on the 10,000 test images."""
-    try:
-        name, model = run_folder.load_weights(
-            args.evaluate, args.model if "model" in args.given else None
-        )
-    except UsageError as error:
-        raise UsageError(f"--evaluate {error}") from None
+    name, model = load_network(args.evaluate, args.model if "--model" in args.given else None)
     device = select_device(args.device)
-    images, labels = load_mnist(args.data_dir, train=False)
+    images, labels = load_mnist(args.data_dir or DATA_DIR, train=False)
     loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
     criterion = nn.CrossEntropyLoss(label_smoothing=RECIPES[args.recipe].label_smoothing)
-    model = model.to(device)
-    loss, accuracy = evaluate(AverageOfViews(model) if args.tta else model, loader, criterion)
+    model = (AverageOfViews(model) if args.tta else model).to(device)
+    loss, accuracy = evaluate(model, loader, criterion)
     views = ", mean of nine views" if args.tta else ""
     print(f"{name}{views}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
-    if Path.cwd() == Path(__file__).resolve().parent:  # or Python would not find the tools
-        command = command_line.as_typed("-m", "tools.report", args.evaluate, "--out", "pictures")
-        print(f"What it gets wrong: {command}")
+    print(f"What it gets wrong: python -m tools.report {args.evaluate} --out pictures")
+
+
+GOES_WITH = {  # what may stand beside each of these options
+    "--resume": {"--device", "--threads", "--data-dir", "--quiet"},
+    "--evaluate": {"--model", "--recipe", "--device", "--threads", "--data-dir", "--tta"},
+}
+
+
+def options() -> Parser:
+    """The options of the command line."""
+    parser, n = Parser("train.py", __doc__), {"metavar": "N"}
+    add = parser.add_argument
+    add("--model", choices=[*attempts(), "all"], default="model3", help="default: %(default)s")
+    add("--recipe", choices=[*RECIPES], default="strong", help="default: %(default)s")
+    add("--epochs", type=whole_number(1, 1000), help="default: the recipe's", **n)
+    add("--batch-size", type=whole_number(2, 9999), help="default: the recipe's", **n)
+    seed = "of every random draw (default: %(default)s)"
+    add("--seed", type=whole_number(0, 2**32 - 1), default=42, help=seed, **n)
+    device = "default: %(default)s, the first of cuda, mps and cpu that is there"
+    add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=device)
+    add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one per core)", **n)
+    add("--data-dir", type=Path, metavar="DIR", help="holds MNIST/raw/*.gz (default: data)")
+    add("--out-dir", type=Path, metavar="DIR", default=Path("runs"), help="default: %(default)s")
+    holdout = "train without the last N training images, and report on them, not on the test set"
+    add("--holdout", type=whole_number(0, 50_000), default=0, help=holdout, **n)
+    add("--resume", type=Path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
+    evaluate = "test a weights.pt, or a run folder's, and train nothing"
+    add("--evaluate", type=Path, metavar="WEIGHTS", help=evaluate)
+    tta = "with --evaluate: the mean guess of nine views of each image (test-time augmentation)"
+    add("--tta", action="store_true", help=tta)
+    add("--dry-run", action="store_true", help="one batch per epoch; leaves nothing behind")
+    add("--quiet", action="store_true", help="print the verdict and the time only")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = command_line.train_arguments(__doc__, [*MODELS], [*RECIPES], DATA_DIR, argv)
+    parser, argv = options(), sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    args.given = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    mode = next((mode for mode in GOES_WITH if mode in args.given), None)
+    for other in sorted(args.given - {mode}):
+        if other not in GOES_WITH.get(mode, args.given) or (other == "--tta" and not mode):
+            parser.error(f"{other} does not go with {mode or 'training'}")
+    if args.model == "all" and mode:
+        parser.error(f"--model all does not go with {mode}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    command = resume if args.resume else print_evaluation if args.evaluate else start
-    return command_line.exit_code("train.py", command, args)
+    command = {"--resume": resume, "--evaluate": print_evaluation}.get(mode, start)
+    return exit_code("train.py", command, args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """What several test files share: no network, the real digits, and a small part of them."""
 
+import gzip
 import os
+import signal
+import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,11 @@ import train
 from mnist import DATA_DIR, load_mnist
 
 Digits = dict[str, tuple[Tensor, Tensor]]  # "train" and "test" to images and labels
+COUNTS = {"train": 500, "test": 300}  # of a small part: four batches of 128, the last short
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how often test_kills.py kills a run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,10 +40,13 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """Give back the number of threads, which is that of the whole process."""
-    before = torch.get_num_threads()
+    """Give back what belongs to the whole process: the number of threads, and its signals."""
+    before, signals = torch.get_num_threads(), (signal.SIGTERM, signal.SIGPIPE)
+    handlers = [signal.getsignal(number) for number in signals]
     yield
     torch.set_num_threads(before)
+    for number, handler in zip(signals, handlers):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -46,13 +58,26 @@ def one_thread(threads: None) -> None:
 @pytest.fixture(scope="session")
 def mnist() -> Digits:
     """The 60,000 training and the 10,000 test images with their labels."""
-    return {part: load_mnist(DATA_DIR, part == "train") for part in ("train", "test")}
+    return {part: load_mnist(DATA_DIR, part == "train") for part in COUNTS}
+
+
+@pytest.fixture(scope="session")
+def small_data(mnist: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with archives of COUNTS images, for what reads them in another process."""
+    data_dir = tmp_path_factory.mktemp("data")
+    (data_dir / "MNIST" / "raw").mkdir(parents=True)
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = (tensor[: COUNTS[part]] for tensor in mnist[part])
+        for name, numbers in (("images-idx3", images[:, 0]), ("labels-idx1", labels)):
+            head = struct.pack(f">BBBB{numbers.ndim}I", 0, 0, 8, numbers.ndim, *numbers.shape)
+            content = gzip.compress(head + numbers.to(torch.uint8).numpy().tobytes())
+            (data_dir / "MNIST" / "raw" / f"{prefix}-{name}-ubyte.gz").write_bytes(content)
+    return data_dir
 
 
 def take_few(mnist: Digits, patch: pytest.MonkeyPatch) -> Digits:
-    """Let `train` find only 500 training images (four batches, the last short) and 300 for test."""
-    counts = {"train": 500, "test": 300}
-    small = {part: tuple(x[: counts[part]] for x in mnist[part]) for part in counts}
+    """Let `train` find only COUNTS images."""
+    small = {part: tuple(x[:count] for x in mnist[part]) for part, count in COUNTS.items()}
     patch.setattr(train, "load_mnist", lambda data_dir, train: small["train" if train else "test"])
     return small
 

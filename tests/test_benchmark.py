@@ -1,153 +1,94 @@
-"""The benchmark: its table against made-up records, its floor by hand, and a trial of each way."""
+"""The benchmark: its table against made-up records, and a trial of each way."""
 
 import json
 import shutil
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 
-from command_line import RunError
 from mnist import DATA_DIR
-from tools import benchmark, records, ways
-from tools.benchmark import OURS, USUAL, document, main, summary
+from script import RunError
+from tools import benchmark
+from tools.benchmark import OURS, USUAL, figures, main, summary
 
 
-def made_up(machine: str, usual: list[float], ours: list[float], **more: Any) -> dict[str, Any]:
+def made_up(usual: list[float], ours: list[float], **more: Any) -> dict[str, Any]:
     measured = {USUAL: [{"seconds": s, "MB": 800} for s in usual]}
     measured[OURS] = [{"seconds": s, "MB": 700 + s} for s in ours]
-    best = {"workers": 4, "threads": 1}
-    run = {"machine": machine, "model": "model3", "recipe": "strong", "best": best}
-    return run | {"measured": measured} | more
+    run = {"machine": "A", "model": "model3", "recipe": "strong", "measured": measured}
+    return run | {"best": {"workers": 4, "threads": 1}} | more
 
 
-def cells(text: str, title: str) -> list[str]:
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| {title} |")]
-    return [cell.strip() for cell in line.split("|")[2:-1]]
+def test_the_table_quotes_median_and_range_over_rounds() -> None:
+    run = made_up([20, 24, 30], [10, 10, 10])
+    assert figures(run) == {
+        "workers, threads of the usual way": "4, 1",
+        "usual way (s)": "24.00 (20.00 to 30.00)",
+        "this repository (s)": "10.00 (10.00 to 10.00)",
+        "usual way / this repository": "2.40 (2.00 to 3.00)",
+        "peak memory, usual way (MB)": "800",
+        "peak memory, this repository (MB)": "710",
+    }
+    run["measured"][OURS][0]["MB on the GPU"] = 51.4
+    assert figures(run)["peak memory, this repository (MB on the GPU)"] == "51"
 
 
-def test_the_table_quotes_the_range_over_rounds_and_machines() -> None:
-    runs = [made_up("A", [20, 24, 30], [10, 10, 10]), made_up("B", [9, 16], [6, 4])]
-    claim, text = summary(runs), document(runs)
-    assert "1.50 to 4.00 times as long (model3, strong; n = 5)" in claim
-    assert "2 kinds of machine" in claim
-    for table in (claim, text):
-        ratios = cells(table, f"{USUAL} / {OURS}")
-        assert ratios == ["2.40 (2.00 to 3.00)", "2.75 (1.50 to 4.00)"]
-        assert cells(table, f"{USUAL} (s)")[0] == "24.00 (20.00 to 30.00)"
-    assert cells(text, f"peak memory, {OURS} (MB)") == ["710", "706"]
-    assert cells(text, "workers, threads of the usual way") == ["4, 1", "4, 1"]
-    assert "MB on the GPU" not in text and "\n    floor " in text
-    runs[0]["measured"][OURS][0]["MB on the GPU"] = 51.4
-    assert cells(document(runs), f"peak memory, {OURS} (MB on the GPU)") == ["51", "-"]
-
-
-def test_recipes_have_a_range_each() -> None:
-    text = summary([made_up("A", [20], [10]), made_up("A", [30], [10], recipe="classic")])
-    assert "2.00 to 2.00 times as long (model3, strong; n = 1)" in text
-    assert "3.00 to 3.00 times as long (model3, classic; n = 1)" in text
-    assert "1 kind of machine" in text
-
-
-def test_without_a_record_the_table_says_so(tmp_path: Path) -> None:
-    assert summary(benchmark.read(tmp_path)) == "Not measured yet."
-
-
-def test_a_machine_has_one_record_which_is_brought_up_to_date(tmp_path: Path) -> None:
-    for usual in (20, 25):
-        benchmark.keep(made_up("A CPU (R), 2 threads", [usual], [10]), tmp_path)
-    benchmark.keep(made_up("A CPU (R), 2 threads", [30], [10], recipe="classic"), tmp_path)
-    benchmark.keep(made_up("B", [40], [10]), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"a-cpu-r-2-threads.json", "b.json"}
-    found = [run["measured"][USUAL][0]["seconds"] for run in benchmark.read(tmp_path)]
-    assert found == [25, 30, 40]
-    assert list(json.loads((tmp_path / "b.json").read_text())) == ["model3, strong"]
-
-
-def test_what_is_of_all_images_is_kept_and_comes_into_the_readme(
+def test_the_record_is_brought_up_to_date_and_comes_into_the_document(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- benchmark -->\nold\n<!-- /benchmark -->\n")
-    monkeypatch.setattr(records, "README", readme)
-    monkeypatch.setattr(benchmark, "FOLDER", tmp_path / "benchmark")
+    record, document = tmp_path / "benchmark.json", tmp_path / "README.md"
+    monkeypatch.setattr(benchmark, "RECORD", record)
+    monkeypatch.setattr(benchmark, "DOCUMENT", document)
+    document.write_text("<!-- benchmark -->\nold\n<!-- /benchmark -->\n")
     assert main(["--rounds", "0", "--device", "cpu"]) == 0
-    assert readme.read_text() == "<!-- benchmark -->\nNot measured yet.\n<!-- /benchmark -->\n"
-    monkeypatch.setattr(
-        benchmark, "measure", lambda job, n: made_up("A", [7.0], [2.0], recipe=job.recipe.name)
-    )
-    assert main(["--rounds", "1", "--device", "cpu"]) == 0
-    kept = benchmark.read(tmp_path / "benchmark")
-    assert {run["recipe"] for run in kept} == {"strong", "classic"}
-    assert readme.read_text() == f"<!-- benchmark -->\n{summary(kept)}\n<!-- /benchmark -->\n"
-    assert (tmp_path / "benchmark" / "README.md").read_text() == document(kept)
+    assert "No records yet." in document.read_text()
+    for seconds, options in ((7.0, []), (8.0, ["--recipe", "classic"])):
+        run = made_up([seconds], [2.0])
+        measured = lambda job, _, run=run: run | {"recipe": job.recipe.name}  # noqa: E731
+        monkeypatch.setattr(benchmark, "measure", measured)
+        assert main(["--rounds", "1", "--device", "cpu", *options]) == 0
+    kept = json.loads(record.read_text())
+    found = {title: run["measured"][USUAL][0]["seconds"] for title, run in kept.items()}
+    assert found == {"A: model3, strong": 7, "A: model3, classic": 8}
+    assert document.read_text() == f"<!-- benchmark -->\n{summary(kept)}\n<!-- /benchmark -->\n"
 
 
-def test_the_operations_of_an_epoch_by_hand() -> None:
-    layers = [  # channels in and out, kernel, side of the output
-        *[(1, 7, 9, 26), (7, 7, 9, 24), (7, 10, 9, 22), (10, 10, 9, 9), (10, 12, 9, 7)],
-        *[(12, 16, 9, 3), (16, 18, 9, 3), (18, 10, 1, 1)],
-    ]
-    multiply_adds = sum(into * out * kernel * side**2 for into, out, kernel, side in layers)
-    assert ways.epoch_flop("model3") == 3 * 2 * multiply_adds * 60_000
+def test_the_document_says_what_is_on_record() -> None:
+    made = summary(benchmark.read_record())
+    assert made in benchmark.DOCUMENT.read_text(), "run python -m tools.benchmark --rounds 0"
 
 
-def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([0.5, 0.25, *[1.0] * 8])
-    monkeypatch.setattr(ways, "timed", lambda action, device: next(seconds))
-    assert ways.peak_rate(torch.device("cpu"), 16) == 2 * 16**3 / 0.25
-    assert next(seconds, None) is None
+def test_a_process_of_its_own_reports_time_memory_and_failure() -> None:
+    strong, cpu = benchmark.RECIPES["strong"], torch.device("cpu")
+    job = benchmark.Job(OURS, "model3", strong, cpu, images=1000, threads=1, copies=2)
+    found = benchmark.alone(job)
+    assert found["seconds"] > 0.1 and found.get("MB", 100) > 50
+    with pytest.raises(RunError, match=r"^this repository: .*model9\.py cannot be imported[^\n]*$"):
+        benchmark.alone(benchmark.replace(job, model="model9"))
 
 
-@pytest.mark.parametrize(
-    "options", [["--images", "999"], ["--model", "model9"], ["--recipe", "x"], ["--rounds", "-1"]]
-)
-def test_a_bad_option_is_one_line(options: list[str], capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(options)
-    out, error = capsys.readouterr()
-    assert exit_.value.code == 2 and out == ""
-    assert error.startswith("python -m tools.benchmark: error: ") and error.count("\n") == 1
-
-
-def test_a_process_of_its_own_reports_its_time_memory_and_failure() -> None:
-    found = benchmark.alone(benchmark.time_python, "-c", "import time; time.sleep(0.4)", copies=2)
-    assert found["seconds"] >= 0.2  # of two at once, over two
-    assert found.get("MB", 100) > 50
-    with pytest.raises(RunError, match="-c exit\\(3\\) failed"):
-        benchmark.alone(benchmark.time_python, "-c", "exit(3)")
-
-
-def test_a_trial_times_each_way_and_leaves_no_record(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_trial_times_each_way_and_keeps_no_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All in this process, and with small products; `alone` has a test of its own."""
+    """All in this process; `alone` has a test of its own."""
     raw = tmp_path / "data" / "MNIST" / "raw"  # which the usual way unpacks
     shutil.copytree(DATA_DIR / "MNIST" / "raw", raw, ignore=shutil.ignore_patterns("*-ubyte"))
-    monkeypatch.setattr(ways, "DATA_DIR", tmp_path / "data")
-    peak_rate = ways.peak_rate
-    monkeypatch.setattr(ways, "peak_rate", lambda device, size: peak_rate(device, 256))
-    readme = records.README.read_bytes()
-    monkeypatch.setattr(benchmark, "FOLDER", tmp_path / "records")
-    monkeypatch.setattr(benchmark, "WARM_UP_IMAGES", 128)
-    monkeypatch.setattr(benchmark, "TRIAL_IMAGES", 256)
-    monkeypatch.setattr(benchmark, "together", threading.Barrier(1), raising=False)
+    changed = {"DATA_DIR": tmp_path / "data", "RECORD": tmp_path / "benchmark.json"}
+    for name, value in (changed | {"WARM_UP_IMAGES": 128, "TRIAL_IMAGES": 256}).items():
+        monkeypatch.setattr(benchmark, name, value)
 
-    def here(action: Any, *arguments: Any, copies: int = 1) -> dict[str, float]:
-        if action is benchmark.time_python:
-            return {"seconds": 1.0}
-        return benchmark.with_memory(action, *arguments)
+    def here(job: benchmark.Job) -> dict[str, float]:
+        results = SimpleQueue()
+        benchmark.time_one(0, job, threading.Barrier(1), results)
+        return results.get()
 
     monkeypatch.setattr(benchmark, "alone", here)
-    options = ["--images", "1000", "--rounds", "1", "--recipe", "classic", "--device", "cpu"]
+    options = ["--images", "1000", "--rounds", "1", "--recipe", "strong", "--device", "cpu"]
     assert main(options) == 0
     out = capsys.readouterr().out
-
-    def seconds(name: str) -> float:
-        return float(cells(out, f"{name} (s)")[0].split()[0])
-
-    for way in (USUAL, OURS, benchmark.AT_ONCE, ways.ARITHMETIC, benchmark.FLOOR, ways.EVALUATION):
-        assert seconds(way) > 0
-    assert records.README.read_bytes() == readme and not (tmp_path / "records").exists()
+    assert all(f"| {way} (s) " in out for way in (USUAL, OURS, benchmark.AT_ONCE))
+    assert not (tmp_path / "benchmark.json").exists()

@@ -1,11 +1,18 @@
-"""The networks against their description, layer by layer: three published, one of our own."""
+"""Every attempt that is there, and the known ones against their description, layer by layer."""
+
+import re
+import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from run_folder import MODELS
+import attempts
+from attempts import build_network, count_parameters
+
+PARTS = ["Target", "Result", "Analysis"]
+DESCRIBED = ["model1", "model2", "model3", "model4"]
 
 
 def conv(inputs: int, outputs: int, padding: int = 0, bias: bool = False) -> list[nn.Module]:
@@ -125,26 +132,31 @@ def described(name: str) -> nn.Sequential:
     ],
 )
 def test_parameter_count_and_biases(name: str, count: int, biased: set[type]) -> None:
-    model = MODELS[name]()
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    model = build_network(name)
+    assert count_parameters(model) == count
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             assert (layer.bias is not None) == (type(layer) in biased)
 
 
-@pytest.mark.parametrize("count", [1, 128])
-@pytest.mark.parametrize("name", MODELS)
-def test_output_shape(name: str, count: int) -> None:
-    assert MODELS[name]()(torch.zeros(count, 1, 28, 28)).shape == (count, 10)
+@pytest.mark.parametrize("name", attempts.attempts())
+def test_every_attempt_is_what_its_file_says(name: str) -> None:
+    """Shape, parameters and the three parts of the docstring, of a stranger's file too."""
+    network = build_network(name)
+    for count in (1, 128):
+        assert network(torch.zeros(count + 1, 1, 28, 28)).shape == (count + 1, 10)
+    story, contract = sys.modules[name].__doc__, type(network).__doc__
+    assert story and re.findall("^(Target|Result|Analysis)", story, re.MULTILINE) == PARTS
+    assert contract and f"{count_parameters(network):,} parameters" in contract
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DESCRIBED)
 def test_network_is_the_described_one(name: str, training: bool, mnist: dict) -> None:
     """Same logits, gradients and statistics: pooling before ReLU is the same as after it."""
     torch.manual_seed(0)
     model, reference = (
-        network.double().train(training) for network in (MODELS[name](), described(name))
+        network.double().train(training) for network in (build_network(name), described(name))
     )
     for parameter in model.parameters():  # of both signs, BatchNorm's too: then order matters
         nn.init.normal_(parameter)
@@ -169,11 +181,11 @@ def test_network_is_the_described_one(name: str, training: bool, mnist: dict) ->
 
 
 def test_model4_has_the_widths_it_is_given() -> None:
-    """tools.frontier trains smaller ones."""
-    small = MODELS["model4"](stem=(4, 6), width=10)
+    """tools.study trains smaller ones."""
+    small = build_network("model4", stem=(4, 6), width=10)
     assert small(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
     # Convolutions, each with two parameters of BatchNorm a channel; three blocks; the head.
     stem = (4 * 9 + 8) + (4 * 6 * 9 + 12)
     first = (6 * 9 + 12) + (6 * 10 + 20)
     blocks = 3 * ((10 * 9 + 20) + (10 * 10 + 20))
-    assert sum(p.numel() for p in small.parameters()) == stem + first + blocks + (10 * 10 + 10)
+    assert count_parameters(small) == stem + first + blocks + (10 * 10 + 10)

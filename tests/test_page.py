@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,29 +16,23 @@ from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.actions.action_builder import ActionBuilder
-from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_export import small_network
+from test_export import TRAINED, own_network
+from torch import nn
 
 import predict
-from mnist import Loader
-from run_folder import MODELS, load_weights
-from tools import page
-from tools.folding import folded
+from attempts import load_network
+from tools.page import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Browser = webdriver.Chrome
-Stroke = np.ndarray  # points (N, 2) in a square from 0 to 1, y downwards
 
-TRAINED = [name for name in MODELS if (page.ROOT / "weights" / f"{name}.pt").exists()]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-MAC_BROWSER = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-URL = page.PAGE.as_uri()
-FRAME = 16  # ms: screens show some 60 pictures a second
+BROWSERS += ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",)
+URL = build.PAGE.as_uri()
 
-# How people write the ten digits: points on a curve for each stroke, in a square of 100.
+# How people write the ten digits: the points of each stroke, in a square of 100.
 DIGITS = [
     ["50,5 25,20 18,50 28,85 50,96 75,82 82,50 73,18 50,5"],
     ["38,22 54,5", "54,5 54,50 54,95"],
@@ -53,36 +46,14 @@ DIGITS = [
     ["72,30 60,8 38,8 26,26 34,46 54,46 72,30", "72,30 70,62 62,96"],
 ]
 
-# Of each style: the pointer, its pressure, and the part of the field: size, left, top.
-STYLES = {
-    "plain": ("mouse", 0.5, (0.70, 0.15, 0.15)),
-    "thick": ("pen", 1.0, (0.74, 0.13, 0.13)),
-    "thin": ("pen", 0.05, (0.70, 0.14, 0.16)),
-    "large": ("mouse", 0.5, (0.92, 0.04, 0.04)),
-    "small": ("touch", 0.5, (0.40, 0.30, 0.30)),
-    "off-centre": ("mouse", 0.5, (0.50, 0.46, 0.03)),
-}
 
-
-def strokes_of(digit: int) -> list[Stroke]:
-    """The digit as it is drawn: curves through the points (Catmull and Rom, 1974)."""
-    strokes = []
-    for text in DIGITS[digit]:
-        knots = np.array([pair.split(",") for pair in text.split()], dtype=float) / 100
-        padded = np.concatenate([knots[:1], knots, knots[-1:]])
-        points = [knots[:1]]
-        for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:]):
-            t = np.array([[0.5], [1.0]])
-            bend = 2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)
-            points.append(b + t / 2 * (c - a + t * bend))
-        strokes.append(np.concatenate(points))
-    return strokes
-
-
-def placed(stroke: Stroke, where: tuple[float, float, float]) -> Stroke:
-    """The stroke in a part of the drawing field: its size, left and top, of 1."""
-    size, *corner = where
-    return stroke * size + np.array(corner)
+def strokes_of(digit: int, size=0.7, left=0.15, top=0.15) -> list[list[list[float]]]:
+    """The points [x, y] of each stroke, in a part of a square from 0 to 1, y downwards."""
+    strokes = [[pair.split(",") for pair in text.split()] for text in DIGITS[digit]]
+    return [
+        [[left + size * int(x) / 100, top + size * int(y) / 100] for x, y in stroke]
+        for stroke in strokes
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +64,11 @@ def browser() -> Iterator[Browser]:
     """
     give_up = pytest.fail if os.getenv("CI") else pytest.skip
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    found = found or (str(MAC_BROWSER) if MAC_BROWSER.exists() else None)
-    if found is None:
-        give_up("no Chromium or Chrome here: the page is not tested")
     # Hosted runners keep the driver that fits their Chrome in a folder of its own.
     path = os.pathsep.join(filter(None, [os.getenv("CHROMEWEBDRIVER"), os.getenv("PATH")]))
     driver_path = shutil.which("chromedriver", path=path)
-    if driver_path is None:
-        give_up("no chromedriver here: the page is not tested")
+    if found is None or driver_path is None:
+        give_up("no Chromium or Chrome here, or no chromedriver: the page is not tested")
     options = webdriver.ChromeOptions()
     options.binary_location = found
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
@@ -118,55 +86,27 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Browser]:
-    """The browser with the page open, on a desktop by day, and nothing drawn.
+    """The browser with the page open, and nothing drawn.
 
     Whatever a test does with it, the page asks for nothing but itself and has no complaint.
     """
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.get(URL)
     browser.execute_script("clearAll(); past.length = 0")
     yield browser
-    assert asked_for(browser) == {URL}
-    assert browser.get_log("browser") == []
-
-
-def asked_for(browser: Browser) -> set[str]:
-    """The addresses that were asked for since this was last called; data are none."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
     urls = {event["params"]["request"]["url"] for event in sent}
-    return {url for url in urls if not url.startswith("data:")}
+    assert {url for url in urls if not url.startswith("data:")} == {URL}
+    assert browser.get_log("browser") == []
 
 
-def draw(
-    browser: Browser, strokes: list[Stroke], kind: str = "mouse", pressure: float = 0.5
-) -> None:
-    """Draw strokes, in a square from 0 to 1, on the field by events of a pointer."""
-    pad = browser.execute_script(
-        "find('pad').scrollIntoView({block: 'nearest'}); return find('pad').getBoundingClientRect()"
-    )
-    pointer = PointerInput(kind, kind)
-    builder = ActionBuilder(browser, mouse=pointer, duration=0)
-    for stroke in strokes:
-        corner = np.array([pad["x"], pad["y"]])
-        places = (corner + stroke * pad["width"]).round().astype(int).tolist()
-        action = builder.pointer_action
-        action.move_to_location(*places[0], pressure=pressure)
-        action.pointer_down(pressure=pressure)
-        for place in places[1:]:
-            action.move_to_location(*place, pressure=pressure)
-        action.pointer_up()
-    builder.perform()
-
-
-def draw_fast(browser: Browser, strokes: list[Stroke], kind: str, pressure: float) -> None:
-    """The same by events that a script sends: a driver waits for a picture after each."""
+def draw(browser: Browser, strokes: list[list[list[float]]]) -> None:
+    """Draw on the field by events that a script sends: those of a driver take a frame each."""
     script = """
-        const [pad, [strokes, pointerType, pressure]] = [find("pad"), arguments];
+        const [pad, [strokes]] = [find("pad"), arguments];
         const {left, top, width} = pad.getBoundingClientRect();
         const send = (type, [x, y]) => pad.dispatchEvent(new PointerEvent(type, {
-          pointerId: 1, pointerType, pressure, clientX: left + x * width, clientY: top + y * width,
+          pointerId: 1, pointerType: "mouse", clientX: left + x * width, clientY: top + y * width,
           button: type === "pointermove" ? -1 : 0, buttons: 1, bubbles: true,
         }));
         for (const stroke of strokes) {
@@ -174,7 +114,7 @@ def draw_fast(browser: Browser, strokes: list[Stroke], kind: str, pressure: floa
           stroke.slice(1).forEach((point) => send("pointermove", point));
           send("pointerup", stroke.at(-1));
         }"""
-    browser.execute_script(script, [stroke.tolist() for stroke in strokes], kind, pressure)
+    browser.execute_script(script, strokes)
 
 
 def shown(browser: Browser) -> str:
@@ -198,97 +138,66 @@ def guesses(browser: Browser, network: str, images: torch.Tensor) -> np.ndarray:
     return np.array(json.loads(browser.execute_script(script % network, pixels)))
 
 
-def task_seconds(browser: Browser) -> float:
-    """What the page's main thread has computed so far."""
-    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-    return {metric["name"]: metric["value"] for metric in metrics}["TaskDuration"]
-
-
-# ------------------------------------------------------------------------------ the file
-
-
-def test_the_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    assert page.main(["--check"]) == 0
-    assert "up to date" in capsys.readouterr().out
-    assert page.PAGE.stat().st_size < 150_000
-
-
-def test_a_stale_page_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(page, "SAMPLES", page.SAMPLES[:9])
-    assert page.main(["--check"]) == 1
+def test_the_page_is_up_to_date_and_a_stale_one_is_told(monkeypatch, capsys) -> None:
+    assert build.main(["--check"]) == 0
+    assert capsys.readouterr().out == ""  # none is left out
+    assert build.PAGE.stat().st_size < 200_000
+    monkeypatch.setattr(build, "networks", lambda *arguments: [])
+    assert build.main(["--check"]) == 1
     assert "stale" in capsys.readouterr().err
 
 
-def test_what_the_page_cannot_run_is_named() -> None:
-    for layer in (
-        torch.nn.Softplus(),
-        torch.nn.Conv2d(1, 1, 3, dilation=2),
-        torch.nn.Conv2d(1, 1, (3, 1)),
-        torch.nn.Conv2d(1, 1, 3, padding="same"),
-        torch.nn.MaxPool2d(3, padding=1),
-    ):
-        with pytest.raises(page.UsageError, match="no code for"):
-            page.layers(layer)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(nn.Softplus(), nn.Conv2d(1, 1, 3, dilation=2), nn.Conv2d(1, 1, (3, 1))),
+        *(nn.Conv2d(1, 1, 3, padding="same"), nn.MaxPool2d(3, padding=1), nn.InstanceNorm2d(1)),
+        *(nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(2), nn.Linear(28, 28)),
+    ],
+)
+def test_what_the_page_cannot_run_is_named(layer: nn.Module) -> None:
+    with pytest.raises(build.UsageError, match=r"page\.js has no code for \w+ "):
+        build.layers(layer)
 
 
-def test_compact_leaves_the_code() -> None:
-    source = "/* What\n   for. */\n\n  a(); // why\n  // because\n  /** More. */\n  b(/x/);\n"
-    assert page.compact(source) == "a(); // why\nb(/x/);"
-    with pytest.raises(page.UsageError, match="would be lost"):
-        page.compact("/* why */ a();\nb();")
+def test_networks_that_cannot_be_run_are_left_out(mnist, tmp_path, monkeypatch, capsys) -> None:
+    """One that page.js has no code for, and damaged weights."""
+    silu = nn.Sequential(nn.Flatten(), nn.SiLU(), nn.Linear(784, 10))
+
+    def load(path: Path, name: str) -> tuple[str, nn.Module]:
+        return (name, silu) if name == "model_silu" else load_network(path, name)
+
+    monkeypatch.setattr(build, "load_network", load)
+    monkeypatch.setattr(build, "WEIGHTS", tmp_path)
+    shutil.copy(build.ROOT / "weights" / "model3.pt", tmp_path)
+    for name in ("model_silu", "model4"):
+        (tmp_path / f"{name}.pt").write_bytes(b"no weights")
+    few = [part[:100] for part in mnist["test"]]
+    (entry,) = build.networks(*few)
+    assert (entry["name"], entry["parameters"]) == ("model3", 7784)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" is left out: ")[0] for line in lines] == ["model4.pt", "model_silu.pt"]
+    assert "silu" in lines[-1]
 
 
-# -------------------------------------------------------------------------- the networks
-
-
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [*TRAINED, "own"])
 def test_networks_read_as_pytorch_does(name: str, opened: Browser, mnist: Digits) -> None:
-    images = mnist["test"][0][::10, 0].contiguous()
-    _, model = load_weights(page.ROOT / "weights" / f"{name}.pt", name)
-    expected = predict.classify(model, images).numpy()
-    found = guesses(opened, f"NETWORKS.find((entry) => entry.name === '{name}')", images)
-    assert np.abs(found - expected).max() < 1e-3
-    assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
-
-
-def test_depthwise_and_residual_layers(opened: Browser, mnist: Digits) -> None:
-    images = mnist["test"][0][:20, 0]
-    network = small_network()
-    with torch.inference_mode():
-        normalised, _ = next(iter(Loader(images[:, None], torch.zeros(20), 20)))
-        expected = network(normalised).softmax(dim=1).numpy()
-    layers = json.dumps(page.layers(folded(network)))
-    found = guesses(opened, f"{{layers: unpacked({layers})}}", images)
+    images, network = mnist["test"][0][::10, 0].contiguous(), own_network()
+    script = f"{{layers: unpacked({json.dumps(build.layers(network))})}}"
+    if name != "own":
+        _, network = load_network(build.WEIGHTS / f"{name}.pt")
+        script = f"NETWORKS.find((entry) => entry.name === '{name}')"
+    expected, found = predict.classify(network, images).numpy(), guesses(opened, script, images)
     assert np.abs(found - expected).max() < 1e-3
     assert np.ptp(expected, axis=0).max() > 0.01  # it does not say the same of all of them
 
 
-def test_a_guess_takes_less_than_a_frame(opened: Browser) -> None:
-    """By the processor time of the page's thread, so that other processes do not count."""
-    draw(opened, [placed(stroke, (0.7, 0.15, 0.15)) for stroke in strokes_of(8)])
-    script = "network = NETWORKS[arguments[0]]; for (let i = 0; i < arguments[1]; i++) guess()"
-    opened.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    for index, name in enumerate(TRAINED):
-        opened.execute_script(script, index, 5)
-        before = task_seconds(opened)
-        opened.execute_script(script, index, 20)
-        assert 1000 / 20 * (task_seconds(opened) - before) < FRAME, name
-    opened.execute_cdp_cmd("Performance.disable", {})
-
-
-# ------------------------------------------------------------------------------- the eye
-
-
 def test_strokes_are_prepared_as_predict_does(opened: Browser) -> None:
     cases = [
-        [[[*point, width] for point in (112 * placed(stroke, where)).tolist()] for stroke in digit]
-        for digit in map(strokes_of, range(10))
-        for width, where in ((9, (0.7, 0.12, 0.2)), (5, (0.4, 0.55, 0.05)))
+        [[[112 * x, 112 * y, width] for x, y in stroke] for stroke in strokes_of(digit, *where)]
+        for digit in range(10)
+        for width, *where in ((9, 0.7, 0.12, 0.2), (5, 0.4, 0.55, 0.05))
     ]
-    line = [[30, 20, 9], [34, 90, 12]]
-    cases += [[line], [line, [[90, 90, 4]]], [[[12, 60, 9], [60, 50, 9], [100, 52, 9]]]]
     script = """
         return arguments[0].map((strokes) => {
           const levels = inkOf(strokes).map((value) => Math.round(255 * value));
@@ -299,141 +208,58 @@ def test_strokes_are_prepared_as_predict_does(opened: Browser) -> None:
         ink, seen = (np.frombuffer(base64.b64decode(text), dtype=np.uint8) for text in texts)
         picture = Image.fromarray(255 - ink.reshape(112, 112))
         expected = np.asarray(predict.to_mnist(picture), dtype=int)
-        difference = np.abs(seen.reshape(28, 28) - expected)
-        assert difference.max() <= 2, strokes  # of 255
+        assert np.abs(seen.reshape(28, 28) - expected).max() <= 2, strokes  # of 255
 
 
-def test_what_touches_the_edge_is_kept(opened: Browser) -> None:
-    """The bar of a 5; predict.py would take it for a part of the desk beside the paper."""
-    five = [[[40, 20, 9], [40, 50, 9], [70, 60, 9], [60, 90, 9]], [[45, 0, 9], [80, 0, 9]]]
-    script = "return findDigit(inkOf(arguments[0])).box.top"
-    assert opened.execute_script(script, five) == 0
-    assert opened.execute_script(script, five[:1]) > 10
+def test_drawn_digits_are_recognised(opened: Browser) -> None:
+    for digit in range(10):
+        opened.execute_script("clearAll()")
+        draw(opened, strokes_of(digit))
+        assert shown(opened) == str(digit)
 
 
-def test_digits_of_all_kinds_are_recognised(opened: Browser) -> None:
-    wrong = []
-    for style, (kind, pressure, where) in STYLES.items():
-        for digit in range(10):
-            opened.execute_script("clearAll()")
-            how = draw if style == "plain" else draw_fast
-            how(opened, [placed(s, where) for s in strokes_of(digit)], kind, pressure)
-            found = shown(opened)
-            if found != str(digit):
-                wrong.append(f"{style} {digit}: {found}")
-    assert len(wrong) <= 3, wrong
-
-
-def test_a_pen_draws_by_its_pressure(opened: Browser) -> None:
-    line = [np.array([[0.5, 0.2], [0.5, 0.8]])]
-    for pressure in (0.05, 1.0):
-        draw(opened, line, "pen", pressure)
-    draw(opened, line)
-    thin, thick, mouse = opened.execute_script("return past.filter(Boolean).map((s) => s[0][2])")
-    assert thin < mouse < thick
-
-
-# ------------------------------------------------------------------------------ the page
-
-
-def test_undo_clear_samples_and_the_switch(opened: Browser) -> None:
-    assert shown(opened) == ""
-    one, seven = strokes_of(1), strokes_of(7)
-    draw(opened, [placed(one[1], (0.7, 0.15, 0.15))])
+def test_mouse(opened: Browser) -> None:
+    pad = opened.find_element(By.ID, "pad")
+    half = pad.size["height"] // 3
+    down = ActionChains(opened, duration=20).move_to_element_with_offset(pad, 0, -half)
+    down.click_and_hold().move_by_offset(0, half).move_by_offset(0, half).release().perform()
     assert shown(opened) == "1"
-    draw(opened, [placed(seven[0], (0.7, 0.0, 0.15))])
-    assert shown(opened) == "7"
-    keys = ActionChains(opened)
-    keys.key_down(Keys.CONTROL).send_keys("z").key_up(Keys.CONTROL).perform()
-    assert shown(opened) == "1"
-    opened.execute_script("""
-        document.dispatchEvent(new KeyboardEvent("keydown", {key: "Z", ctrlKey: true}))""")
-    assert shown(opened) == ""  # with Caps Lock on, too
-    draw(opened, [placed(one[1], (0.7, 0.15, 0.15))])
-    ActionChains(opened).send_keys(Keys.ESCAPE).perform()
+    share = opened.execute_script("return find('bars').children[1].textContent")
+    assert float(share[1:].split()[0]) > 50  # %
+    opened.find_element(By.ID, "clear").click()
     assert shown(opened) == ""
     opened.find_element(By.ID, "undo").click()  # a clearing is taken back too
     assert shown(opened) == "1"
-    opened.find_element(By.ID, "clear").click()
+
+
+def test_keyboard(opened: Browser) -> None:
+    draw(opened, strokes_of(1)[1:])
+    draw(opened, strokes_of(7)[:1])
+    assert shown(opened) != "1"
+    ActionChains(opened).key_down(Keys.CONTROL).send_keys("z").key_up(Keys.CONTROL).perform()
+    assert shown(opened) == "1"
+    ActionChains(opened).send_keys(Keys.ESCAPE).perform()
     assert shown(opened) == ""
     for digit, button in enumerate(opened.find_elements(By.CSS_SELECTOR, "#samples button")):
         button.send_keys(Keys.ENTER)
         assert shown(opened) == str(digit)
-        assert button.get_attribute("aria-label") == f"Sample {digit}"
-    draw(opened, [placed(one[1], (0.7, 0.15, 0.15))])  # takes the place of a sample
-    assert shown(opened) == "1"
     switch = opened.find_elements(By.CSS_SELECTOR, "#networks input")
     assert [button.get_attribute("aria-label") for button in switch] == TRAINED
-    assert switch[-1].is_selected()
     switch[-1].send_keys(Keys.ARROW_RIGHT)  # from the last to the first
-    assert switch[0].is_selected()
-    assert shown(opened) == "1"
-    _, model = load_weights(page.ROOT / "weights" / f"{TRAINED[0]}.pt")
-    parameters = sum(weights.numel() for weights in model.parameters())
-    for place in ("parameters", "count"):
-        assert opened.find_element(By.ID, place).text == f"{parameters:,}"
+    assert switch[0].is_selected() and shown(opened) == "9"
+    assert opened.find_element(By.ID, "parameters").text == "13,808"
+    opened.execute_async_script("setTimeout(arguments[0], 800)")  # for those who do not see it
+    assert opened.find_element(By.ID, "spoken").get_attribute("textContent").startswith("Reads 9, ")
 
 
-def test_a_stroke_ends_when_it_is_undone_or_let_go(opened: Browser) -> None:
-    script = """
-        const pad = find("pad");
-        const {left, top} = pad.getBoundingClientRect();
-        const send = (type, x, buttons) => pad.dispatchEvent(new PointerEvent(type, {
-          pointerId: 1, pointerType: "mouse", clientX: left + x, clientY: top + 50, buttons,
-        }));
-        pad.setPointerCapture = () => {}; // there is no such pointer
-        send("pointerdown", 10, 1);
-        send("pointermove", 60, 1);
-        send("pointerup", 60, 0);
-        const before = JSON.stringify(past);
-        send("pointerdown", 90, 1);
-        undo();
-        send("pointermove", 150, 1);
-        send("pointerup", 150, 0);
-        const undone = JSON.stringify(past) === before;
-        send("pointerdown", 90, 1);
-        send("pointermove", 90.1, 1); // no further than can be seen
-        send("pointermove", 150, 0); // let go where nobody saw it
-        send("pointermove", 200, 1);
-        return [undone, past.at(-1).length];"""
-    assert opened.execute_script(script) == [True, 1]
-
-
-def test_everything_on_it_follows_the_drawing(opened: Browser) -> None:
-    def state() -> dict[str, Any]:
-        return opened.execute_script("""
-            const maps = [...document.querySelectorAll("#maps canvas, #seen")];
-            return {
-              bars: [...find("bars").children].map((row) => row.textContent),
-              maps: maps.map((canvas) => canvas.toDataURL()),
-            };""")
-
-    shown(opened)
-    before = state()
-    draw(opened, [placed(stroke, (0.7, 0.15, 0.15)) for stroke in strokes_of(5)])
-    assert shown(opened) == "5"
-    after = state()
-    assert before["bars"] == [*"0123456789"]
-    shares = [float(text[1:].split()[0]) for text in after["bars"]]
-    assert sum(shares) == pytest.approx(100, abs=0.6)
-    assert np.argmax(shares) == 5
-    assert len(after["maps"]) > 10
-    changed = [one != other for one, other in zip(before["maps"], after["maps"])]
-    assert changed[0]
-    assert np.mean(changed) > 0.8  # a map may be dead
-    opened.execute_async_script("setTimeout(arguments[0], 800)")
-    assert opened.find_element(By.ID, "spoken").get_attribute("textContent").startswith("Reads 5, ")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(360, 740), (1400, 900)])
+@pytest.mark.parametrize(("width", "height", "scheme"), [(360, 740, "light"), (1400, 900, "dark")])
 def test_it_fits_phones_and_desktops(width: int, height: int, scheme: str, opened: Browser) -> None:
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     colour = [{"name": "prefers-color-scheme", "value": scheme}]
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": colour})
     opened.get(URL)
-    draw(opened, [placed(stroke, (0.7, 0.15, 0.15)) for stroke in strokes_of(4)])
+    draw(opened, strokes_of(4))
     assert shown(opened) == "4"
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width
     for place in ("pad", "bars", "digit", "undo", "clear"):  # seen while one draws

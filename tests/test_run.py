@@ -1,12 +1,10 @@
 """A whole run: its reproducibility, its interruption and resumption, its files and its words."""
 
 import csv
-import dataclasses
 import itertools
 import json
-import shlex
 import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,28 @@ from torch import nn
 
 import run_folder
 import train
+from attempts import load_network
 from mnist import Loader
-from model1 import Model_1
-from model3 import Model_3
-from run_folder import load_weights, plot_curves, table_header, table_row, verdict
+from run_folder import plot_curves, verdict
+from train import CLASSIC, Experiment
 
-CLASSIC = train.RECIPES["classic"]
-ONE_EPOCH, TWO_EPOCHS = (dataclasses.replace(CLASSIC, epochs=epochs) for epochs in (1, 2))
-COLUMNS = ["epoch", "train_loss", "train_acc", "lr", "test_loss", "test_acc", "seconds"]
+ONE_EPOCH, TWO_EPOCHS = (replace(CLASSIC, epochs=epochs) for epochs in (1, 2))
 
 
-def run(out_dir: Path, recipe: train.Recipe = TWO_EPOCHS, **settings: Any) -> list[dict[str, Any]]:
-    return train.run("model3", recipe, **{"seed": 42, "device": "cpu"} | settings, out_dir=out_dir)
+def run(
+    out_dir: Path, recipe: train.Recipe = TWO_EPOCHS, seed: int = 42, holdout: int = 0, **how: Any
+) -> list[dict[str, Any]]:
+    experiment = Experiment("model3", recipe, seed, holdout)
+    return train.run(experiment, out_dir, device="cpu", **how)
 
 
 def only_folder(out_dir: Path) -> Path:
     (folder,) = out_dir.iterdir()
     return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock"}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -54,30 +57,16 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_one_epoch_of_model3_reaches_97_percent(tmp_path: Path) -> None:
     """The real thing: all 60,000 images, the classic recipe squeezed into one epoch."""
     (record,) = run(tmp_path, ONE_EPOCH, quiet=True)
-    assert record["test_acc"] >= 97
+    assert record["acc"] >= 97
 
 
 def test_same_seed_same_weights(small_mnist: dict, tmp_path: Path) -> None:
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
-        run(tmp_path / name, ONE_EPOCH, seed=seed, quiet=True)
+        run(tmp_path / name, ONE_EPOCH, seed, quiet=True)
     first, again, other = (
         weights(only_folder(tmp_path / name)) for name in ("first", "again", "other")
     )
     assert same(first, again) and not same(first, other)
-
-
-def test_each_epoch_has_batches_of_its_own(
-    small_mnist: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    orders, train_one_epoch = [], train.train_one_epoch
-
-    def observed(learner: train.Learner, loader: Loader, *rest: Any) -> object:
-        orders.append(torch.cat([labels for _, labels in loader]))
-        return train_one_epoch(learner, loader, *rest)
-
-    monkeypatch.setattr(train, "train_one_epoch", observed)
-    run(tmp_path, quiet=True)
-    assert not torch.equal(*orders)
 
 
 # -------------------------------------------------------------- interruption and resumption
@@ -109,11 +98,10 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) ->
 
 @pytest.mark.parametrize("recipe", train.RECIPES)
 @pytest.mark.parametrize(
-    ("owner", "name", "call"),
+    "stop",  # what is called when Ctrl-C comes, and the number of the call
     [
         # Six batches per epoch, of which the last two are the test's.
         (nn.CrossEntropyLoss, "forward", 3),
-        (nn.CrossEntropyLoss, "forward", 6 + 3),
         (nn.CrossEntropyLoss, "forward", 12 + 5),
         # The first file is config.json; then come two an epoch, and two at the end.
         (run_folder, "write_atomically", 2),
@@ -126,36 +114,33 @@ def test_resumed_run_equals_an_uninterrupted_one(
     uninterrupted: dict[str, Path],
     tmp_path: Path,
     recipe: str,
-    owner: object,
-    name: str,
-    call: int,
+    stop: tuple[object, str, int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if not any(uninterrupted[recipe].iterdir()):
         assert start(uninterrupted[recipe], recipe) == 0
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, owner, name, call)
+        interrupt(patch, *stop)
         assert start(tmp_path, recipe) == 130
     folder, reference = only_folder(tmp_path), only_folder(uninterrupted[recipe])
+    command = capsys.readouterr().err.partition("to go on: ")[2].strip()
+    assert command.endswith(f"--resume {folder}")
     assert not (folder / "weights.pt").exists()
     assert train.main(["--resume", str(folder), "--quiet"]) == 0
     assert same(weights(folder), weights(reference))
     for ours, theirs in zip(rows(folder), rows(reference), strict=True):
         assert {**ours, "seconds": None} == {**theirs, "seconds": None}
-    assert {path.name for path in folder.iterdir()} == {path.name for path in reference.iterdir()}
+    assert files(folder) == files(reference)
 
 
-def test_interrupted_run_keeps_its_epochs_and_says_how_to_go_on(
+def test_resumed_run_prints_the_whole_table(
     small_mnist: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, nn.CrossEntropyLoss, "forward", 6 + 3)
         assert start(tmp_path, "classic") == 130
-    folder = only_folder(tmp_path)
-    command = shlex.split(capsys.readouterr().err.partition("to go on: ")[2])
-    assert Path.cwd() / command[0] == Path(sys.executable)
-    assert command[1:] == ["train.py", "--resume", str(folder)]
-    assert [row["epoch"] for row in rows(folder)] == ["1"]
-    assert train.main(["--resume", str(folder)]) == 0
+    assert [row["epoch"] for row in rows(only_folder(tmp_path))] == ["1"]
+    assert train.main(["--resume", str(only_folder(tmp_path))]) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in table[2:]] == ["1", "2", "3"]
 
@@ -164,23 +149,12 @@ def test_interrupted_run_keeps_its_epochs_and_says_how_to_go_on(
 
 
 def test_summary_leaves_model_and_random_stream_untouched(
-    small_mnist: dict,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    small_mnist: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run with the summary and one without differ in nothing but what they print."""
-    streams = []
-
-    def header(split: str) -> str:  # printed after the summary and before the first epoch
-        streams.append(torch.get_rng_state())
-        return table_header(split)
-
-    monkeypatch.setattr(train, "table_header", header)
     for quiet in (True, False):
         run(tmp_path / str(quiet), ONE_EPOCH, quiet=quiet)
         assert ("Total params: 7,784" in capsys.readouterr().out) != quiet
-    assert torch.equal(*streams)
     assert same(*(weights(only_folder(tmp_path / str(quiet))) for quiet in (True, False)))
 
 
@@ -194,52 +168,44 @@ def test_output_holds_a_markdown_table(
     assert all(cell.strip("-") == ":" for cell in rule) and len(rule) == len(header)
     assert len({len(line) for line in lines}) == 1  # aligned
     for record, cells in zip(records, body, strict=True):
-        epoch, lr, loss = record["epoch"], record["lr"], record["test_loss"]
-        accuracies = record["train_acc"], record["test_acc"]
-        assert [cells[0], cells[2], cells[3]] == [f"{epoch}", f"{lr:.4f}", f"{loss:.4f}"]
-        assert [cells[1], cells[4]] == [f"{accuracy:.2f}" for accuracy in accuracies]
-
-
-def test_table_reports_held_out_images_as_val() -> None:
-    record = {"epoch": 3, "train_acc": 98.0, "lr": 0.3, "seconds": 6.0}
-    record |= {"val_loss": 0.15, "val_acc": 99.25}
-    assert "| Val Loss | Val Acc (%) |" in table_header("val")
-    assert "|   0.1500 |       99.25 |" in table_row(record, "val")
+        accuracies = [f"{record[key]:.2f}" for key in ("train_acc", "acc")]
+        numbers = [f"{record['epoch']}", f"{record['lr']:.4f}", f"{record['loss']:.4f}"]
+        assert [cells[0], cells[2], cells[3]] == numbers and [cells[1], cells[4]] == accuracies
 
 
 MET = [98.0] * 9 + [99.6, 99.4, 99.45, 99.48, 99.40, 99.44]
+WORDS = [
+    "test accuracy 99.44 % at the last epoch, 99.44 % mean of the last three",
+    "99.60 % best (epoch 10)",
+    "yes  7,784 parameters",
+    "yes  15 epochs",
+    "yes  5 of the last 5 epochs at 99.4 % or more",
+    "The challenge is met.",
+]
+TOO_SHORT = ["NO   4 of the last 5", "which takes 5 epochs or more, is not met."]
 
 
 @pytest.mark.parametrize(
-    ("model", "accuracies", "expected"),
+    ("parameters", "accuracies", "expected"),
     [
-        (
-            Model_3,
-            MET,
-            [
-                "test accuracy 99.44 % at the last epoch, 99.44 % mean of the last three",
-                "99.60 % best (epoch 10)",
-                "yes  7,784 parameters",
-                "yes  15 epochs",
-                "yes  5 of the last 5 epochs at 99.4 % or more",
-                "The challenge is met.",
-            ],
-        ),
-        (Model_3, [*MET[:-2], 99.39, 99.5], ["NO   4 of the last 5", "is not met."]),
-        (Model_3, [98.0, *MET], ["NO   16 epochs", "is not met."]),
-        (
-            Model_3,
-            [99.5] * 4,
-            ["NO   4 of the last 5", "which takes 5 epochs or more, is not met."],
-        ),
-        (Model_3, [98.0, 98.5], ["98.50 % at the last epoch, 98.50 % best (epoch 2)"]),
-        (Model_1, MET, ["NO   13,808 parameters", "yes  5 of", "is not met."]),
+        (7_784, MET, WORDS),
+        (7_784, [*MET[:-2], 99.39, 99.5], ["NO   4 of the last 5", "is not met."]),
+        (7_784, [98.0, *MET], ["NO   16 epochs", "is not met."]),
+        (7_784, [99.5] * 4, TOO_SHORT),
+        (7_784, [98.0, 98.5], ["98.50 % at the last epoch, 98.50 % best (epoch 2)"]),
+        (13_808, MET, ["NO   13,808 parameters", "yes  5 of", "is not met."]),
     ],
     ids=["met", "one epoch short", "too long", "too short", "two epochs", "too large"],
 )
-def test_verdict(model: type[nn.Module], accuracies: list[float], expected: list[str]) -> None:
-    text = verdict(model(), [{"test_acc": accuracy} for accuracy in accuracies], "test")
+def test_verdict(parameters: int, accuracies: list[float], expected: list[str]) -> None:
+    text = verdict(parameters, [{"acc": accuracy} for accuracy in accuracies], holdout=0)
     assert [part for part in expected if part not in text] == []
+
+
+def test_verdict_on_held_out_images_says_so() -> None:
+    text = verdict(7_784, [{"acc": accuracy} for accuracy in MET], holdout=100)
+    assert "held-out accuracy 99.44 %" in text and "test" not in text
+    assert "The challenge" not in text
 
 
 @pytest.mark.parametrize("accuracies", [[96.0], [90.0, 96.0], [60.0, 90.0, 95.0, 96.0], MET])
@@ -249,8 +215,8 @@ def test_curves_show_the_accuracy_and_no_empty_space(
     figures: list[Figure] = []
     monkeypatch.setattr(run_folder, "png", figures.append)
     records = [
-        {"epoch": epoch, "lr": 0.1, "train_loss": 0.2, "test_loss": 0.2}
-        | {"train_acc": accuracy, "test_acc": accuracy}
+        {"epoch": epoch, "lr": 0.1, "train_loss": 0.2, "loss": 0.2}
+        | {"train_acc": accuracy, "acc": accuracy}
         for epoch, accuracy in enumerate(accuracies, 1)
     ]
     plot_curves(records, "test", "a run")
@@ -259,51 +225,46 @@ def test_curves_show_the_accuracy_and_no_empty_space(
     assert max(accuracies) >= (low + high) / 2  # the upper half is not empty
 
 
-def test_verdict_on_held_out_images_says_so() -> None:
-    text = verdict(Model_3(), [{"val_acc": accuracy} for accuracy in MET], "val")
-    assert "held-out accuracy 99.44 %" in text and "test" not in text
-    assert "The challenge" not in text
-
-
 # ---------------------------------------------------------------------------------- kept
 
 
 @pytest.mark.parametrize("name", train.RECIPES)
 def test_run_folder(small_mnist: dict, tmp_path: Path, name: str) -> None:
     """Every setting, full precision, and weights that attain what the last row says."""
-    recipe = dataclasses.replace(train.RECIPES[name], epochs=2)
-    records = run(tmp_path, recipe, seed=7, quiet=True)
+    recipe = replace(train.RECIPES[name], epochs=2)
+    records = run(tmp_path, recipe, seed=7, holdout=100, quiet=True)
     folder = only_folder(tmp_path)
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json",
-        "metrics.csv",
-        "checkpoint.pt",
-        "weights.pt",
-        "curves.png",
-    }
+    pictures = {"curves.png", "weights.pt"}
+    assert files(folder) == {"config.json", "metrics.csv", "checkpoint.pt"} | pictures
     config = json.loads((folder / "config.json").read_text())
-    assert (config["model"], config["seed"], config["holdout"]) == ("model3", 7, 0)
+    assert (config["model"], config["seed"], config["holdout"]) == ("model3", 7, 100)
     assert train.Recipe(**config["recipe"]) == recipe
     assert (config["device"], config["torch"]) == ("cpu", torch.__version__)
     assert {"commit", "python", "torchvision", "threads", "data_dir"} <= config.keys()
 
-    assert [*rows(folder)[0]] == COLUMNS
+    keys = ["epoch", "train_loss", "train_acc", "lr", "loss", "acc", "seconds"]
+    assert [*rows(folder)[0]] == keys
     for row, record in zip(rows(folder), records, strict=True):
-        assert [float(row[key]) for key in COLUMNS] == [record[key] for key in COLUMNS]
+        assert [float(row[key]) for key in keys] == [record[key] for key in keys]
 
-    fits, model = load_weights(folder / "weights.pt")
-    loader = Loader(*small_mnist["test"], train.TEST_BATCH_SIZE)
+    fits, model = load_network(folder)
+    loader = Loader(*(part[-100:] for part in small_mnist["train"]), train.TEST_BATCH_SIZE)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     result = train.evaluate(model, loader, criterion)
-    assert (fits, *result) == ("model3", records[-1]["test_loss"], records[-1]["test_acc"])
+    assert (fits, *result) == ("model3", records[-1]["loss"], records[-1]["acc"])
     with Image.open(folder / "curves.png") as curves:
         assert curves.format == "PNG" and curves.width > 800
 
 
-def test_holdout_is_recorded_as_val(small_mnist: dict, tmp_path: Path) -> None:
-    run(tmp_path, ONE_EPOCH, holdout=100, quiet=True)
-    columns = [column.replace("test", "val") for column in COLUMNS]
-    assert [*rows(only_folder(tmp_path))[0]] == columns
+def test_a_network_of_other_sizes_is_recorded_and_read_as_such(
+    small_mnist: dict, tmp_path: Path
+) -> None:
+    experiment = Experiment("model4", ONE_EPOCH, sizes={"stem": (4, 5), "width": 9})
+    train.run(experiment, tmp_path, device="cpu", quiet=True)
+    folder = only_folder(tmp_path)
+    assert folder.name == "model4-1046-classic-seed42"
+    name, network = load_network(folder)
+    assert name == "model4" and network.stem[0].out_channels == 4
 
 
 def test_no_run_touches_the_folder_of_another(small_mnist: dict, tmp_path: Path) -> None:
@@ -328,10 +289,8 @@ def test_commit_is_dirty_when_code_has_changed_and_not_when_documents_have(
     def described() -> str | None:
         return run_folder.describe(torch.device("cpu"))["commit"]
 
-    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
     assert described() is None  # no repository at all
-    inner = tmp_path / "unpacked"
-    inner.mkdir()
     for name in ("code.py", "README.md"):
         (tmp_path / name).write_text("first")
     git("init")
@@ -342,7 +301,9 @@ def test_commit_is_dirty_when_code_has_changed_and_not_when_documents_have(
     (tmp_path / "README.md").write_text("second")
     (tmp_path / "record.csv").write_text("new")
     assert described() == head
-    (tmp_path / "code.py").write_text("second")
+    (tmp_path / "model5.py").write_text("a new attempt, which nobody can check out")
     assert described() == f"{head}-dirty"
-    monkeypatch.setattr(run_folder, "__file__", str(inner / "run_folder.py"))
+    inner = tmp_path / "unpacked"
+    inner.mkdir()
+    monkeypatch.setattr(run_folder, "ROOT", inner)
     assert described() is None  # the repository around it is of something else

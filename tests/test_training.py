@@ -1,6 +1,5 @@
 """The schedule, a step of training and the evaluation, against figures from outside."""
 
-import copy
 import csv
 import dataclasses
 import itertools
@@ -13,12 +12,11 @@ import torch
 from torch import nn
 
 import train
-from command_line import RunError
+from attempts import build_network
 from mnist import Loader
-from run_folder import MODELS
-from train import Learner
+from script import RunError
+from train import CLASSIC, STRONG, Learner
 
-CLASSIC = train.RECIPES["classic"]
 SMOOTHING = 0.02
 
 
@@ -50,7 +48,7 @@ def smoothed_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 def test_learning_rate_after_each_epoch_is_the_published_one(name: str) -> None:
     with Path(__file__).with_name("published_epochs.csv").open(newline="") as file:
         published = [row["lr"] for row in csv.DictReader(file) if row["model"] == name]
-    optimizer, scheduler = train.build_optimizer(MODELS[name](), CLASSIC, 469)
+    optimizer, scheduler = train.build_optimizer(build_network(name), CLASSIC, 469)
     column = []
     for _ in range(15):
         for _ in range(469):
@@ -64,7 +62,7 @@ def test_learning_rate_after_each_epoch_is_the_published_one(name: str) -> None:
 def test_shortest_schedules_end_low(steps: int) -> None:
     """A dry run has one batch per epoch: the learning rate must rise and fall in a few steps."""
     recipe = dataclasses.replace(CLASSIC, epochs=steps)
-    optimizer, scheduler = train.build_optimizer(MODELS["model3"](), recipe, 1)
+    optimizer, scheduler = train.build_optimizer(build_network("model3"), recipe, 1)
     rates = []
     for _ in range(steps):
         rates.extend(scheduler.get_last_lr())
@@ -75,8 +73,8 @@ def test_shortest_schedules_end_low(steps: int) -> None:
 
 @pytest.mark.parametrize("epochs", [2, 3, 5, 15, 20, 45])
 def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
-    recipe = dataclasses.replace(train.RECIPES["strong"], epochs=epochs)
-    optimizer, scheduler = train.build_optimizer(MODELS["model3"](), recipe, 100)
+    recipe = dataclasses.replace(STRONG, epochs=epochs)
+    optimizer, scheduler = train.build_optimizer(build_network("model3"), recipe, 100)
     falls = []
     for _ in range(epochs):
         rates = []
@@ -85,14 +83,14 @@ def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None
             optimizer.step()
             scheduler.step()
         falls.append(all(left > right for left, right in itertools.pairwise(rates)))
-    averages = [recipe.averages(epoch) for epoch in range(1, epochs + 1)]
-    assert averages == falls and any(averages)
-    assert not any(CLASSIC.averages(epoch) for epoch in range(1, 16))
+    averaged = [recipe.has_ema(epoch) for epoch in range(1, epochs + 1)]
+    assert averaged == falls and any(averaged)
+    assert not any(CLASSIC.has_ema(epoch) for epoch in range(1, 16))
 
 
 def test_strong_decays_filters_and_matrices_only() -> None:
-    model = MODELS["model3"]()
-    optimizer, _ = train.build_optimizer(model, train.RECIPES["strong"], 1)
+    model = build_network("model3")
+    optimizer, _ = train.build_optimizer(model, STRONG, 1)
     decay = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
@@ -135,7 +133,7 @@ def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
         result = train.train_one_epoch(learner, loader)
         assert result == pytest.approx((np.mean(losses), 100 * correct / 20), rel=1e-4)
         np.testing.assert_allclose(matrix_of(learner.model), matrix, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(matrix_of(learner.averaged), average, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(learner.ema), average, rtol=0, atol=1e-6)
 
 
 def test_evaluation_agrees_with_a_hand_computation(mnist: dict) -> None:
@@ -155,7 +153,7 @@ def test_one_batch_overfits(mnist: dict) -> None:
     torch.manual_seed(0)
     recipe = dataclasses.replace(CLASSIC, epochs=60, rotation=0.0)
     loader = Loader(*(part[:128] for part in mnist["train"]), 128, recipe)
-    learner = Learner(MODELS["model3"](), recipe, len(loader))
+    learner = Learner(build_network("model3"), recipe, len(loader))
     for _ in range(recipe.epochs):
         loss, accuracy = train.train_one_epoch(learner, loader)
     target = [1 - SMOOTHING * 0.9] + [SMOOTHING / 10] * 9
@@ -171,45 +169,26 @@ def test_loss_that_is_not_finite_ends_the_run(mnist: dict) -> None:
         train.train_one_epoch(Learner(model, CLASSIC, len(loader)), loader)
 
 
-# --------------------------------------------------------------------------- CUDA graphs
-
-
-def test_graph_takes_full_batches_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can be seen without a GPU: who is called for which batch, and that weights stay."""
-    replayed = []
-
-    def capture(module: nn.Module, sample: tuple[torch.Tensor]) -> nn.Module:
-        plain = module.forward
-        module(*sample)  # as the warm-up does, which moves the statistics of BatchNorm
-
-        def forward(images: torch.Tensor) -> torch.Tensor:
-            replayed.append(len(images))
-            return plain(images)
-
-        module.forward = forward
-        return module
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
-    model, images = MODELS["model3"](), torch.randn(8, 1, 28, 28)
-    before, reference = copy.deepcopy(model.state_dict()), copy.deepcopy(model).eval()
-    train.replay_as_graph(model, batch_size=8)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    model.eval()
-    for batch in (images, images[:5]):
-        assert torch.equal(model(batch), reference(batch))
-    assert replayed == [8]
-
-
-def test_training_goes_on_where_no_graph_can_be_captured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("recipe", train.RECIPES.values(), ids=train.RECIPES)
+@pytest.mark.parametrize("name", ["model1", "model2", "model3", "model4"])
+def test_training_comes_to_the_losses_on_file(
+    name: str, recipe: train.Recipe, small_mnist: dict
 ) -> None:
-    def capture(module: nn.Module, sample: tuple[torch.Tensor]) -> nn.Module:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
-    model, images = MODELS["model3"](), torch.randn(8, 1, 28, 28)
-    reference = copy.deepcopy(model).eval()
-    train.replay_as_graph(model, batch_size=8)
-    assert torch.equal(model.eval()(images), reference(images))
-    assert capsys.readouterr().err.count("\n") == 1
+    """Two epochs of 16 batches: what fails here makes the records those of another training."""
+    recipe = dataclasses.replace(recipe, epochs=2, batch_size=32)
+    loader, test_loader = train.build_loaders(train.Experiment(name, recipe), torch.device("cpu"))
+    torch.manual_seed(42)
+    learner = Learner(build_network(name), recipe, len(loader))
+    losses = []
+    for loader.epoch in (1, 2):
+        train_loss, _ = train.train_one_epoch(learner, loader)
+        losses += [train_loss, train.evaluate(learner.ema, test_loader, learner.criterion)[0]]
+    with Path(__file__).with_name("training_losses.csv").open(newline="") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if (row["model"], row["recipe"]) == (name, recipe.name)
+        ]
+    assert losses == pytest.approx(
+        [float(row[key]) for row in rows for key in ("train_loss", "loss")], abs=1e-3
+    )

@@ -4,241 +4,178 @@
     python -m tools.export weights/model4.pt --out digits.onnx --int8
 
 Input `pixels`: (N, 1, 28, 28), float32 from 0 (paper) to 1 (ink). Output `logits`: (N, 10). The
-normalisation is inside, BatchNorm is folded into the convolutions, and the metadata say what it is.
-
-The file is written once onnxruntime has shown, on all 10,000 test images, the same digits as
-PyTorch and logits within 1e-4 of its own. --int8 writes a second one beside it, digits-int8.onnx,
-whose weights and activations are whole numbers of 8 bits, calibrated on training images.
+normalisation is inside, and the metadata say what it is. The file is written once onnxruntime has
+shown, on all 10,000 test images, the same digits as PyTorch and logits within 1e-4 of its own.
+--int8 writes a second one, digits-int8.onnx, in whole numbers of 8 bits.
 """
 
 import argparse
-import contextlib
 import io
 import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
-from command_line import Parser, RunError, UsageError, exit_code, some_path
+from attempts import count_parameters, load_network
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, load_mnist
-from run_folder import count_parameters, load_weights, weights_file, write_atomically
-from tools.folding import folded
+from run_folder import write_atomically
+from script import Parser, RunError, UsageError, exit_code
 
-OPSET = 17  # of ONNX: what runtimes have understood since 2022
 TOLERANCE = 1e-4  # of logits
 BATCH_SIZE = 500  # images
-CALIBRATION = 1_000  # training images that show int8 which values occur
-SOURCE = "MNIST by Yann LeCun and Corinna Cortes, from NIST data, CC BY-SA 3.0"
 
 
-class FromPixels(nn.Module):
-    """A network without BatchNorm that takes pixels from 0 to 1 and normalises them itself."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.network = folded(model)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 1, 28, 28) from 0 to 1 to logits (N, 10)."""
-        return self.network((pixels - MEAN) / STD)
-
-
-# ------------------------------------------------------------------------------- writing
+def from_pixels(network: nn.Module) -> nn.Module:
+    """A trained network that takes pixels from 0 to 1 and normalises them itself."""
+    return nn.Sequential(Normalize((MEAN,), (STD,)), network).eval()
 
 
 def to_onnx(model: nn.Module) -> bytes:
-    """An ONNX file of `model`, which takes normalised images; this one takes pixels."""
+    """An ONNX file of `model`. RunError where torch cannot write one of its layers."""
+    import onnx  # here and below, so that a missing package is one line
+
     buffer = io.BytesIO()
-    names = {"input_names": ["pixels"], "output_names": ["logits"]}
-    with warnings.catch_warnings(action="ignore"):
-        # dynamo=False: torch 2.6 and today's write the same file by it, in a second. The newer
-        # exporter takes half a minute, and its file has the paths of this machine in it.
-        torch.onnx.export(
-            FromPixels(model).eval(),
-            (torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE),),
-            buffer,
-            **names,
-            dynamic_axes={"pixels": {0: "N"}, "logits": {0: "N"}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    return without_ceil_mode(buffer.getvalue())
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            # dynamo=False: torch 2.6 and today's write the same file by it, in a second. The newer
+            # exporter takes half a minute, and its file has the paths of this machine in it.
+            torch.onnx.export(
+                model,
+                (torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE),),
+                buffer,
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_axes={"pixels": {0: "N"}, "logits": {0: "N"}},
+                opset_version=17,  # what runtimes have understood since 2022
+                dynamo=False,
+            )
+    except Exception as error:  # torch raises half a dozen types for what it does not know
+        raise RunError(f"torch cannot write it as ONNX: {error}".partition("\n")[0]) from None
+    content = onnx.load_from_string(buffer.getvalue())
+    for node in content.graph.node:
+        if node.op_type == "AveragePool":
+            replace_ceil_mode(node)
+    return content.SerializeToString()
 
 
-def without_ceil_mode(content: bytes) -> bytes:
-    """The ONNX file `content`, whose average pools have padding at their ends for ceil_mode.
+def replace_ceil_mode(pool: Any) -> None:
+    """Give an average pool, a node of an ONNX graph, uncounted padding in place of ceil_mode.
 
-    Padding that is not counted makes it the same function. With ceil_mode, many a runtime divides
-    what a window has left at the edge by the size of all of it, onnxruntime before 1.29 among them
-    (github.com/microsoft/onnxruntime/issues/16203).
+    It is the same function. Many a runtime, such as onnxruntime before 1.29, divides what a window
+    has left at the edge by its full size (github.com/microsoft/onnxruntime/issues/16203).
     """
-    import onnx  # here and below, so that nothing but an export needs the ONNX packages
+    from onnx.helper import get_attribute_value, make_attribute
 
-    model = onnx.load_from_string(content)
-    for node in model.graph.node:
-        given = {field.name: onnx.helper.get_attribute_value(field) for field in node.attribute}
-        if node.op_type == "AveragePool" and given["ceil_mode"] and not any(given["pads"]):
-            pads = [0, 0, *(stride - 1 for stride in given["strides"])]
-            given |= {"ceil_mode": 0, "count_include_pad": 0, "pads": pads}
-            del node.attribute[:]
-            node.attribute.extend(onnx.helper.make_attribute(*field) for field in given.items())
-    return model.SerializeToString()
+    given = {field.name: get_attribute_value(field) for field in pool.attribute}
+    if given["ceil_mode"] and not any(given["pads"]):
+        pads = [0, 0, *(stride - 1 for stride in given["strides"])]
+        given |= {"ceil_mode": 0, "count_include_pad": 0, "pads": pads}
+        del pool.attribute[:]
+        pool.attribute.extend(make_attribute(*field) for field in given.items())
 
 
-def described(content: bytes, name: str, description: str, facts: dict[str, str]) -> bytes:
-    """The ONNX file `content` with a name, a description and metadata."""
+def to_int8(content: bytes, pixels: Tensor) -> bytes:
+    """The ONNX file `content` in 8 bits; `pixels` (N, 1, 28, 28) show which values occur."""
+    import onnx
+    from onnxruntime import quantization
+
+    batches = ({"pixels": batch.numpy()} for batch in pixels.split(BATCH_SIZE))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+        small = Path(folder, "int8")
+        logging.disable(logging.WARNING)  # onnxruntime advises what torch has done: folding
+        quantization.quantize_static(
+            onnx.load_from_string(content),
+            small,
+            SimpleNamespace(get_next=lambda: next(batches, None)),
+            # QOperator makes files a third smaller, but takes a max pool before its ReLU for
+            # one behind it: 19 % accuracy for model2, in place of 99.
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        logging.disable(logging.NOTSET)
+        return small.read_bytes()
+
+
+def described(content: bytes, facts: dict[str, str]) -> bytes:
+    """The ONNX file `content` with a name and metadata."""
     import onnx
 
     model = onnx.load_from_string(content)
-    model.graph.name, model.doc_string = name, description
+    model.graph.name = facts["network"]
     onnx.helper.set_model_props(model, facts)
-    onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
-
-
-def to_int8(content: bytes, images: Tensor) -> bytes:
-    """The ONNX file `content` in 8 bits; pixels (N, 1, 28, 28) show which values occur."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Batches(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(images.split(BATCH_SIZE))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"pixels": batch.numpy()}
-
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        names = ("float", "prepared", "int8")
-        plain, prepared, small = (str(Path(folder, f"{name}.onnx")) for name in names)
-        Path(plain).write_bytes(content)
-        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            small,
-            Batches(),
-            # QOperator makes files a third smaller, but takes a max pool before its ReLU for one
-            # behind it: 19 % accuracy for model2, in place of 99.
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        return Path(small).read_bytes()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the advice of onnxruntime's tools from the console: it is about what is done here."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(level)
-
-
-# ------------------------------------------------------------------------------ checking
 
 
 def run_onnx(content: bytes, pixels: Tensor) -> Tensor:
     """Logits (N, 10) that onnxruntime computes for pixels (N, 1, 28, 28) from 0 to 1."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    logits = [
-        session.run(["logits"], {"pixels": batch.numpy()})[0] for batch in pixels.split(BATCH_SIZE)
-    ]
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    logits = [session.run(None, {"pixels": part.numpy()})[0] for part in pixels.split(BATCH_SIZE)]
     return torch.from_numpy(np.concatenate(logits))
 
 
-def run_torch(model: nn.Module, pixels: Tensor) -> Tensor:
-    """Logits (N, 10) of the network as it was trained, for pixels (N, 1, 28, 28) from 0 to 1."""
-    model.eval()
+def check_agreement(model: nn.Module, found: Tensor, pixels: Tensor) -> float:
+    """How far logits (N, 10) are from torch's at most; RunError if too far, or a digit differs."""
     with torch.inference_mode():
-        return torch.cat([model((batch - MEAN) / STD) for batch in pixels.split(BATCH_SIZE)])
-
-
-def check_agreement(expected: Tensor, found: Tensor) -> float:
-    """The largest difference between logits (N, 10); RunError where it, or a digit, is wrong."""
+        expected = torch.cat([model(batch) for batch in pixels.split(BATCH_SIZE)])
     difference = (expected - found).abs().max().item()
     others = (expected.argmax(dim=1) != found.argmax(dim=1)).sum().item()
     if others or not difference <= TOLERANCE:
-        raise RunError(
-            f"onnxruntime gives other digits on {others} of {len(found):,} test images, and logits "
-            f"that differ by up to {difference:.1e}; nothing was written"
+        what = (
+            f"other digits on {others} of {len(found):,} test images, logits {difference:.1e} off"
         )
+        raise RunError(f"onnxruntime does not agree ({what}); nothing was written")
     return difference
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Accuracy in % of logits (N, 10) against labels (N,)."""
-    return 100 * (logits.argmax(dim=1) == labels).float().mean().item()
-
-
-# --------------------------------------------------------------------------- command line
+def files_of(args: argparse.Namespace) -> dict[str, Path]:
+    """Precision to the file for it; UsageError where it cannot be written, or should not."""
+    weights = args.weights / "weights.pt" if args.weights.is_dir() else args.weights
+    out = args.out or weights.with_suffix(".onnx")
+    files = {"float32": out} | ({"int8": out.with_stem(f"{out.stem}-int8")} if args.int8 else {})
+    for path in files.values():
+        if path.suffix != ".onnx" or path.is_dir() or not path.parent.is_dir() or path == weights:
+            raise UsageError(f"--out {path}: name a new file FILE.onnx, in a folder that is there")
+    return files
 
 
 def export(args: argparse.Namespace) -> None:
     """Write what was asked for once it is checked, and print what it attains."""
-    weights = weights_file(args.weights)
-    name, model = load_weights(weights)
-    out = args.out or weights.with_suffix(".onnx")
-    small_out = out.parent / f"{out.stem}-int8.onnx"
-    for path in (out, small_out) if args.int8 else (out,):
-        if path.suffix != ".onnx" or path.is_dir():
-            raise UsageError(f"--out {path}: name a file that ends in .onnx")
-        if not path.parent.is_dir():
-            raise UsageError(f"--out {path}: no such folder; make it first")
-        if path.exists() and path.samefile(weights):
-            raise UsageError(f"--out {path}: these are the weights; name another file")
-    test_images, test_labels = load_mnist(args.data_dir, train=False)
-    pixels = test_images.float() / 255
-    expected = run_torch(model, pixels)
-    parameters = count_parameters(model)
-    description = f"{name}: which digit is it? {parameters:,} parameters, trained on MNIST."
-
-    def facts(logits: Tensor, precision: str) -> dict[str, str]:
-        return {
+    name, network = load_network(args.weights)
+    files, model = files_of(args), from_pixels(network)
+    images, labels = load_mnist(args.data_dir, train=False)
+    pixels = images.float() / 255
+    contents = {"float32": to_onnx(model)}
+    if args.int8:
+        train_images, _ = load_mnist(args.data_dir, train=True)
+        contents["int8"] = to_int8(contents["float32"], train_images[:1_000].float() / 255)
+    logits = {precision: run_onnx(content, pixels) for precision, content in contents.items()}
+    difference = check_agreement(model, logits["float32"], pixels)
+    for precision, path in files.items():
+        accuracy = 100 * (logits[precision].argmax(dim=1) == labels).float().mean().item()
+        facts = {
             "network": name,
-            "parameters": f"{parameters}",
+            "parameters": f"{count_parameters(network)}",
             "precision": precision,
-            "accuracy": f"{accuracy(logits, test_labels):.2f} % of {len(pixels):,} test images",
-            "data": SOURCE,
+            "accuracy": f"{accuracy:.2f} % of {len(pixels):,} test images",
+            "data": "MNIST by Yann LeCun and Corinna Cortes, from NIST data, CC BY-SA 3.0",
             "pixels": "(N, 1, 28, 28), from 0 (paper) to 1 (ink), a digit centred as in MNIST",
             "logits": "(N, 10), one a digit; softmax makes probabilities of them",
         }
-
-    plain = to_onnx(model)
-    content = described(plain, name, description, facts(expected, "float32"))
-    difference = check_agreement(expected, run_onnx(content, pixels))
-    outputs = {out: (content, expected)}
-    if args.int8:
-        train_images, _ = load_mnist(args.data_dir, train=True)
-        small = to_int8(plain, train_images[:CALIBRATION].float() / 255)
-        logits = run_onnx(small, pixels)
-        content = described(small, name, description, facts(logits, "int8"))
-        outputs[small_out] = (content, logits)
-    for path, (content, logits) in outputs.items():
+        content = described(contents[precision], facts)
         write_atomically(path, content)
-        percent = accuracy(logits, test_labels)
-        print(f"{path}  {len(content) / 1000:.1f} kB  {percent:.2f} % of {len(pixels):,} images")
+        print(f"{path}  {len(content) / 1000:.1f} kB  {facts['accuracy'].replace('test ', '')}")
     print(f"float32: the same digits as PyTorch, logits within {difference:.0e}")
 
 
@@ -247,10 +184,10 @@ def main(argv: list[str] | None = None) -> int:
     prog = "python -m tools.export"
     parser = Parser(prog, __doc__)
     add = parser.add_argument
-    add("weights", type=some_path, metavar="WEIGHTS", help="a file of weights, or a run folder")
-    add("--out", type=some_path, metavar="FILE.onnx", help="default: beside the weights")
+    add("weights", type=Path, metavar="WEIGHTS", help="a file of weights, or a run folder")
+    add("--out", type=Path, metavar="FILE.onnx", help="default: beside the weights")
     add("--int8", action="store_true", help="write FILE-int8.onnx too")
-    add("--data-dir", type=some_path, default=DATA_DIR, metavar="DIR", help="default: data")
+    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="default: data")
     return exit_code(prog, export, parser.parse_args(argv))
 
 

@@ -1,164 +1,169 @@
-"""Write RF.md: the receptive field of each layer of each model, computed and measured.
+"""Write the tables of RF.md: the receptive field of each layer of each model.
 
-    python -m tools.receptive_field             # writes RF.md
+    python -m tools.receptive_field             # writes RF.md, below its introduction
     python -m tools.receptive_field --check     # exit code 1 where RF.md is stale
 
-Both figures come from the modules themselves: the computed one from their kernels and strides,
-the measured one from the pixels that have a gradient. Each network is a chain of layers.
+Both figures come from what a network does, operation by operation (trace.py): the computed one
+from kernels, strides and padding, the measured one from the pixels that have a gradient.
 """
 
 import argparse
+import contextlib
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from command_line import Parser, RunError, exit_code
+from attempts import attempts, build_network, count_parameters
 from mnist import IMAGE_SIZE
-from model4 import Residual
-from run_folder import MODELS, count_parameters, write_atomically
+from run_folder import ROOT, write_atomically
+from script import Parser, RunError, exit_code
+from tools.trace import Step, trace
 
-RF_MD = Path(__file__).parents[1] / "RF.md"
+RF_MD = ROOT / "RF.md"
 WIDE = 3 * IMAGE_SIZE  # pixels: on so wide an image no border cuts off the field in its middle
-
-INTRODUCTION = """\
-<!-- Written by `python -m tools.receptive_field`: change that file, not this one. -->
-
-# Receptive fields
-
-The receptive field (RF) of a value is the square of input pixels that it can depend on. A layer
-with kernel size k combines k neighbouring values of its input along each axis. Neighbours lie
-one *jump* apart, counted in input pixels; so the field grows by k - 1 jumps, and a stride
-multiplies the jump for the layers that follow:
-
-    RF += (k - 1) * jump
-    jump *= stride
-
-Both are 1 at the input. Padding moves the fields and leaves their size alone. Batch
-normalisation, activation and dropout treat each position by itself: they change neither number
-and have no row below. A linear layer on a 1 x 1 map is a 1x1 convolution. A residual block has
-the field of its longer path.
-
-The column *measured* checks this arithmetic. The model, with random weights, reads random images
-three times as wide and as high as a digit, so that no border cuts off a field. The value in the
-middle of a layer's output is differentiated with respect to the image; measured is the height
-and width of the pixels whose gradient is not zero.
-
-In each model the field of the logits is larger than an image of 28 x 28. Still a pixel may not
-count at all: a 2 x 2 pool drops the last row and column of a map of odd size, as the second pool
-of Model_3 does; those of Model_4 round up instead (ceil_mode), and drop nothing. The line below
-each table says how much of an image has a gradient. Nor do all pixels count alike. How much each
-one does in the trained Model_4, as `python -m tools.report` draws it:
-
-![How much each pixel counts for the logits of Model_4](results/model4-receptive-field.png)
-"""
-
-NAMES = {  # of the layers that get a row; the others treat each position by itself
-    nn.Conv2d: "{kind} {0.in_channels} to {0.out_channels}",
-    Residual: "residual block",
-    nn.MaxPool2d: "max pool",
-    nn.AvgPool2d: "average pool",
-    nn.Linear: "linear {0.in_features} to {0.out_features}",
-}
+POOLS = {"max_pool2d": "max pool", "amax": "max pool", "avg_pool2d": "average pool"}
+POOLS |= {"adaptive_avg_pool2d": "average pool", "mean": "average pool"}
+# Besides what torch calls pointwise, these treat each position by itself.
+BY_POSITION = {"batch_norm", "cat", "chunk", "dropout", "feature_dropout"}
+BY_POSITION |= {"hardswish", "prelu", "slice", "split"}
+Geometry = tuple[int, int, int | str]  # kernel size, its dilation included; stride; padding
+Field = tuple[int, int]  # pixels along an axis that a value can depend on; from a value to the next
 
 
-def chain(model: nn.Module) -> list[nn.Module]:
-    """The layers of `model` in the order in which they run; puts it into evaluation mode.
+class Layer(NamedTuple):
+    """What is known of a step; without a title, it changes no field and has no row."""
 
-    A residual block is one layer: its field is that of its longer path.
+    title: str | None
+    geometry: Geometry | None
+    field: Field | None
+
+
+# ------------------------------------------------------------------------------ computed
+
+
+def geometry_of(step: Step, source: Tensor) -> Geometry | None:
+    """How a step combines the positions of the map (N, C, H, W) that it reads; None if unknown."""
+    settings, shape, point = step.settings, step.output.shape, (1, 1, 0)
+    if source.ndim < 4:  # all of an image has been read
+        return point
+    if step.name in ("conv2d", "max_pool2d", "avg_pool2d") and len(step.reads) == 1:
+        kernel = settings.get("kernel_size") or settings["weight"].shape[2:]
+        stride, padding = settings["stride"] or kernel, settings["padding"]
+        kernel = [1 + d * (k - 1) for k, d in zip(kernel, settings.get("dilation", (1, 1)))]
+        padding = [padding] * 2 if isinstance(padding, str) else padding
+    elif shape[2:] == source.shape[2:]:
+        pointwise = torch.Tag.pointwise in step.operation.tags or step.name in BY_POSITION
+        return point if pointwise and not settings.get("training") else None
+    elif len(shape) < 3 or shape[2:] == (1, 1):  # all of a map
+        kernel, stride, padding = source.shape[2:], source.shape[2:], (0, 0)
+    else:
+        return None
+    axes = set(zip(kernel, stride, padding))
+    return axes.pop() if len(axes) == 1 else None
+
+
+def next_field(read: list[Field | None], geometry: Geometry | None) -> Field | None:
+    """RF += (k - 1) * jump, jump *= stride, from the largest of what is read; None if unknown."""
+    if geometry is None or None in read or len({jump for _, jump in read}) > 1:
+        return None
+    (kernel, stride, _), (size, jump) = geometry, max(read)
+    return size + (kernel - 1) * jump, jump * stride
+
+
+def title_of(step: Step, geometry: Geometry | None) -> str | None:
+    """What a step is called in its row; None where it has none, since it changes no field."""
+    if step.name in ("conv2d", "linear") and len(step.reads) == 1:
+        weight, groups = step.settings["weight"], step.settings.get("groups", 1)
+        kind = "linear" if step.name == "linear" else "depthwise" if groups > 1 else "convolution"
+        return f"{kind} {weight.shape[1] * groups} to {weight.shape[0]}"
+    changes = geometry is None or geometry[0] > 1  # a flattened map, or what is unknown
+    return POOLS.get(step.name, step.name if changes else None)
+
+
+def layers(steps: list[Step]) -> list[Layer]:
+    """What is known of each step; of the images, the first, that they are the input."""
+    result = [Layer("input", None, (1, 1))]
+    for step in steps[1:]:
+        geometry = geometry_of(step, steps[step.reads[0]].output)
+        field = next_field([result[read].field for read in step.reads], geometry)
+        result.append(Layer(title_of(step, geometry), geometry, field))
+    return result
+
+
+# ------------------------------------------------------------------------------ measured
+
+
+def extent(values: Tensor, images: Tensor) -> str:
+    """Height x width of the pixels that `values` have a gradient in; a dash if they have none."""
+    with contextlib.suppress(RuntimeError):  # an operation that cannot be differentiated
+        (gradient,) = torch.autograd.grad(values.sum(), images, retain_graph=True)
+        pixels = gradient.abs().sum(dim=(0, 1)).nonzero()
+        if len(pixels):
+            return "{} x {}".format(*(pixels.amax(dim=0) - pixels.amin(dim=0) + 1).tolist())
+    return "-"
+
+
+def middle(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The middle of a tensor, of this shape."""
+    for axis, size in enumerate(shape):
+        tensor = tensor.narrow(axis, (tensor.shape[axis] - size) // 2, size)
+    return tensor.contiguous()
+
+
+def measured_fields(steps: list[Step]) -> Iterator[str]:
+    """The pixels that the value in the middle of each step's output has a gradient in.
+
+    The steps run on images WIDE pixels wide. What reads all of a map reads its middle, as large
+    as the map of a digit is. Max pooling passes a gradient to one pixel of four and an activation
+    may pass none, but over all channels and a batch of random images every edge is reached.
     """
-
-    def flat(module: nn.Module) -> list[nn.Module]:
-        parts = list(module.children())
-        if isinstance(module, Residual) or not parts:
-            return [module]
-        return [layer for part in parts for layer in flat(part)]
-
-    return flat(model.eval())
-
-
-def geometry(layer: nn.Module) -> tuple[int, ...]:
-    """Kernel size, stride and padding of a layer; 1, 1, 0 where it treats positions one by one."""
-    sizes = [getattr(layer, name, 1) for name in ("kernel_size", "stride")]
-    sizes.append(getattr(layer, "padding", 0))
-    return tuple(size if isinstance(size, int) else size[0] for size in sizes)
+    images = torch.randn(8, 1, WIDE, WIDE, requires_grad=True)
+    outputs = [images * 1]  # a copy, for what works in place
+    for step in steps[1:]:
+        result = None
+        with contextlib.suppress(RuntimeError):  # such as a view to sizes of its own
+            result = step.run(outputs)
+        if result is None or result.ndim < 4 or result.shape == step.output.shape:
+            result = step.run({x: middle(outputs[x], steps[x].output.shape) for x in step.reads})
+        outputs.append(result)
+        yield extent(middle(result, (*result.shape[:2], 1, 1)[: result.ndim]), images)
 
 
-def computed_fields(layers: list[nn.Module]) -> list[tuple[int, int]]:
-    """Receptive field and jump after each layer, in input pixels."""
-    fields, field, jump = [], 1, 1
-    for kernel, stride, _ in map(geometry, layers):
-        field += (kernel - 1) * jump
-        jump *= stride
-        fields.append((field, jump))
-    return fields
-
-
-def measured_fields(layers: list[nn.Module], size: int = WIDE) -> list[tuple[int, int]]:
-    """Height and width of the pixels that the middle of each layer's output has a gradient in.
-
-    Max pooling passes a gradient to one pixel of four and an activation may pass none, but over
-    all channels and a batch of random images, `size` pixels wide, every edge of a field is reached.
-    """
-    images = torch.randn(8, 1, size, size, generator=torch.Generator().manual_seed(0))
-    features = middle = images.requires_grad_()
-    fields = []
-    for layer in layers:
-        if isinstance(layer, nn.Flatten):  # what follows classifies one position: the middle
-            features = middle
-        features = layer(features)
-        centre = features.shape[-1] // 2
-        middle = features[:, :, centre, centre] if features.ndim == 4 else features
-        (gradient,) = torch.autograd.grad(middle.sum(), images, retain_graph=True)
-        extent = gradient.abs().sum(dim=(0, 1)).nonzero()
-        fields.append(tuple((extent.amax(dim=0) - extent.amin(dim=0) + 1).tolist()))
-    return fields
+# -------------------------------------------------------------------------------- tables
 
 
 def table(name: str) -> str:
-    """The Markdown section of one model: a row for the input and for each layer with a name."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = MODELS[name]()
-    layers = chain(model)
-    features = torch.zeros(1, 1, IMAGE_SIZE, IMAGE_SIZE)
-    rows = [
-        ("layer", "k / s / p", "output", "RF", "jump", "measured"),
-        ("---", "---", "---", "---:", "---:", "---:"),
-        ("input", "", "1 x 28 x 28", 1, 1, ""),
-    ]
-    for layer, field, measured in zip(layers, computed_fields(layers), measured_fields(layers)):
-        features = layer(features)
-        if type(layer) in NAMES:
-            sizes = "/".join(map(str, geometry(layer)))
-            shape = " x ".join(map(str, features.shape[1:]))
-            extent = " x ".join(map(str, measured))
-            kind = "depthwise" if getattr(layer, "groups", 1) > 1 else "convolution"
-            title = NAMES[type(layer)].format(layer, kind=kind)
-            rows.append((title, sizes, shape, *field, extent))
-    parameters = count_parameters(model)
-    title = f"## {type(model).__name__}: {parameters:,} parameters, receptive field {field[0]} px"
-    lines = (
-        f"| {layer:22} | {sizes:9} | {shape:12} | {field:>4} | {jump:>4} | {measured:>8} |"
-        for layer, sizes, shape, field, jump, measured in rows
-    )
-    seen = " x ".join(map(str, measured_fields(layers, IMAGE_SIZE)[-1]))
-    return "\n".join([title, "", *lines, "", f"Of an image of 28 x 28, the logits see {seen}.", ""])
-
-
-def document() -> str:
-    """RF.md as it has to be."""
-    return "\n".join([INTRODUCTION, *map(table, MODELS)])
+    """The Markdown section of one model: a row for the input and for each layer."""
+    torch.manual_seed(0)
+    model, images = build_network(name), torch.randn(8, 1, IMAGE_SIZE, IMAGE_SIZE)
+    steps = trace(model, images)
+    known, measured = layers(steps), ["", *measured_fields(steps)]
+    row = "| {:22} | {:9} | {:12} | {:>4} | {:>4} | {:>8} |".format
+    rows = [row("layer", "k / s / p", "output", "RF", "jump", "measured")]
+    rows.append(row("---", "---", "---", "---:", "---:", "---:"))
+    for step, layer, pixels in zip(steps, known, measured):
+        if layer.title:
+            sizes = "/".join(map(str, layer.geometry or ("-" if pixels else "")))
+            shape = " x ".join(map(str, step.output.shape[1:]))
+            rows.append(row(layer.title, sizes, shape, *(layer.field or "--"), pixels))
+    field = known[-1].field[0] if known[-1].field else measured[-1]
+    title = f"## {type(model).__name__}: {count_parameters(model):,} parameters"
+    seen = extent(model(images.requires_grad_() * 1), images)
+    note = f"Of an image of 28 x 28, the logits see {seen}."
+    return "\n".join([f"{title}, receptive field {field} px", "", *rows, "", note, ""])
 
 
 def update(args: argparse.Namespace) -> None:
     """Write RF.md, or with `args.check` raise RunError where it is not as it has to be."""
-    content = document()
+    before = RF_MD.read_text(encoding="utf-8")
+    content = "\n".join([before.partition("\n## ")[0], *map(table, attempts())])
     if not args.check:
         write_atomically(RF_MD, content.encode())
-        print(f"{RF_MD.name} written: {len(MODELS)} models")
-    elif not RF_MD.exists() or RF_MD.read_text(encoding="utf-8") != content:
+        print(f"{RF_MD.name} written: {len(attempts())} models")
+    elif before != content:
         raise RunError(f"{RF_MD.name} is stale; run python -m tools.receptive_field")
 
 

@@ -10,27 +10,29 @@ mistake, the accuracy of each digit, filters and feature maps, and the effective
 import argparse
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.autograd.functional import jacobian
+from torch.nn import functional
+from torchvision.utils import make_grid
 
-from command_line import Parser, UsageError, exit_code, some_path
-from mnist import DATA_DIR, IMAGE_SIZE, STD, Loader, load_mnist, normalize
-from model4 import Residual
+from attempts import load_network
+from mnist import DATA_DIR, STD, Loader, load_mnist, normalize
 from predict import classify
-from run_folder import load_weights, png, weights_file, write_atomically
-from tools.receptive_field import chain, computed_fields
+from run_folder import png, write_atomically
+from script import Parser, exit_code
+from tools.receptive_field import layers
+from tools.trace import trace
 
 WIDTH = 7.5  # inches: 900 pixels, the width of a README
 BATCH_SIZE = 250  # images
 MOST_MISTAKES = 500  # drawn at most: an untrained network makes 9,000
 SHOWN_IMAGE = 1  # of the test set, for the feature maps: a 2 with strokes at every angle
-
-# -------------------------------------------------------------------------------- figures
 
 
 def confusion_matrix(labels: Tensor, guesses: Tensor) -> Tensor:
@@ -44,35 +46,17 @@ def plot_confusion(matrix: Tensor, name: str) -> Figure:
     most = max(mistakes.max(), 1)
     figure = Figure(figsize=(WIDTH, 6.8), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(np.ma.masked_equal(mistakes, 0), cmap="Oranges", vmin=0, vmax=most)
+    lines = {"edgecolors": "lightgray", "linewidth": 0.5, "shading": "nearest"}
+    shades = np.ma.masked_equal(mistakes, 0)
+    axes.pcolormesh(range(10), range(10), shades, cmap="Oranges", vmin=0, vmax=most, **lines)
     for label, guess in matrix.nonzero().tolist():
         shade = mistakes[label, guess] / most
         color = "gray" if label == guess else "white" if shade > 0.6 else "black"
         axes.text(guess, label, f"{matrix[label, guess]}", ha="center", va="center", color=color)
-    axes.set(xticks=range(10), yticks=range(10), xlabel="guess", ylabel="label")
-    axes.set_title(
-        f"{name}: {mistakes.sum():,.0f} of {matrix.sum():,} test digits are taken for another"
-    )
-    axes.set_xticks(np.arange(9) + 0.5, minor=True)
-    axes.set_yticks(np.arange(9) + 0.5, minor=True)
-    axes.grid(which="minor", color="lightgray", linewidth=0.5)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_color("lightgray")
+    count = f"{mistakes.sum():,.0f} of {matrix.sum():,} test digits are taken for another"
+    axes.set(title=f"{name}: {count}", xlabel="guess", ylabel="label", ylim=(9.5, -0.5))
+    axes.set(xticks=range(10), yticks=range(10), aspect="equal")
     return figure
-
-
-def tile(axes: Axes, image: Tensor, x: float, y: float, size: float, **style: object) -> None:
-    """Draw an image (H, W) as a square with its top left corner at (x, y); y points down."""
-    axes.imshow(image.numpy(), extent=(x, x + size, y + size, y), interpolation="nearest", **style)
-
-
-def sheet(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    """A figure as wide as all, and axes without a frame for `width` x `height` units of tiles."""
-    figure = Figure(figsize=(WIDTH, WIDTH * height / width + 0.4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    axes.axis("off")
-    return figure, axes
 
 
 def plot_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: str) -> Figure:
@@ -81,155 +65,131 @@ def plot_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: s
     wrong = (guesses != labels).nonzero()[:, 0]
     wrong = wrong[confidences[wrong].argsort(descending=True, stable=True)]
     drawn = wrong[:MOST_MISTAKES].tolist()
-    count = f"the {len(drawn)} surest of {len(wrong):,} mistakes"
-    if len(drawn) == len(wrong):
-        count = f"all {len(wrong)} mistakes, the surest first"
     columns, line = 10, 1.2
     height = line * max(math.ceil(len(drawn) / columns), 1)
-    figure, axes = sheet(columns, height, f"{name}: {count} (label → guess, confidence)")
+    figure = Figure(figsize=(WIDTH, WIDTH * height / columns + 0.4), layout="constrained")
+    axes = figure.subplots()
+    count = f"{name}: {len(drawn)} of {len(wrong):,} mistakes, the surest first"
+    axes.set(title=f"{count} (label → guess, confidence)", xlim=(0, columns), ylim=(height, 0))
+    axes.axis("off")
+    # A range that begins below zero makes the paper light gray, and so shows its edges.
+    style = {"cmap": "gray_r", "vmin": -20, "vmax": 255, "interpolation": "nearest"}
     for place, index in enumerate(drawn):
-        y, x = divmod(place, columns)
-        # A range that begins below zero makes the paper light gray, and so shows its edges.
-        tile(axes, images[index, 0], x, line * y, 0.94, cmap="gray_r", vmin=-20, vmax=255)
+        x, y = place % columns, line * (place // columns)
+        axes.imshow(images[index, 0].numpy(), extent=(x, x + 0.94, y + 0.94, y), **style)
         text = f"{labels[index]} → {guesses[index]}  {100 * confidences[index]:.0f} %"
-        axes.text(x + 0.47, line * y + 1.04, text, ha="center", va="center", fontsize=8)
-    axes.set(xlim=(0, columns), ylim=(height, 0))
+        axes.text(x + 0.47, y + 1.04, text, ha="center", va="center", fontsize=8)
     return figure
 
 
 def plot_accuracy(matrix: Tensor, name: str) -> Figure:
     """Accuracy of each digit, with its 95 % interval and its number of mistakes."""
-    right, total = matrix.diag().numpy(), matrix.sum(dim=1).numpy()
-    accuracy, overall = 100 * right / total, 100 * right.sum() / total.sum()
-    bounds = [
-        binomtest(k, n).proportion_ci(method="wilson")
-        for k, n in zip(right.tolist(), total.tolist())
-    ]
-    low, high = 100 * np.array(bounds).T
-    # Rounding can lift the upper bound of a digit without a mistake 1e-14 below its accuracy.
-    errors = np.maximum([accuracy - low, high - accuracy], 0)
+    right, total = matrix.diag().tolist(), matrix.sum(dim=1).tolist()
+    accuracy, overall = 100 * np.divide(right, total), 100 * sum(right) / sum(total)
+    bounds = [binomtest(*pair).proportion_ci(method="wilson") for pair in zip(right, total)]
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(overall, color="gray", linewidth=1, linestyle="--")
-    axes.text(9.6, overall, f"all\n{overall:.2f} %", color="gray", va="center")
-    axes.errorbar(range(10), accuracy, errors, fmt="o", color="C0")
-    ticks = [f"{digit}\n{total[digit] - right[digit]}/{total[digit]}" for digit in range(10)]
+    axes.vlines(range(10), *(100 * np.transpose(bounds)))
+    axes.plot(range(10), accuracy, "o")
+    ticks = [f"{digit}\n{n - k}/{n}" for digit, (k, n) in enumerate(zip(right, total))]
     axes.set_xticks(range(10), ticks)
-    axes.set(xlim=(-0.5, 9.5), xlabel="digit, and mistakes/images", ylabel="accuracy (%)")
-    axes.set_title(f"{name}: accuracy by digit, with 95 % intervals")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="digit, and mistakes/images", ylabel="accuracy (%)")
+    axes.set_title(f"{name}: accuracy by digit, with 95 % intervals; {overall:.2f} % in all")
     return figure
 
 
-def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[Tensor, int]]:
-    """What each convolution, block and average pool reads, the normalised image (1, 28, 28) first.
+def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
+    """The filters (N, k, k) of the first convolution, and the maps that one image leads to.
 
-    Maps of shape (channels, height, width), each with its receptive field in pixels.
+    Those are what each layer, but for max pools, reads of the normalised image (1, 28, 28):
+    (channels, height, width). With each goes a text.
     """
-    maps, features, field = [], image[None], 1
-    layers = chain(model)
-    with torch.inference_mode():
-        for layer, (next_field, _) in zip(layers, computed_fields(layers)):
-            if isinstance(layer, nn.Conv2d | Residual | nn.AvgPool2d) and features.shape[-1] > 1:
-                maps.append((features[0], field))
-            features, field = layer(features), next_field
-    return maps
+    steps, rows = trace(model, image[None]), []
+    for step in [step for step in steps if step.name == "conv2d"][:1]:
+        filters = step.settings["weight"][:, 0]
+        rows.append((f"{len(filters)} filters of the first layer", filters))
+    known = layers(steps)
+    for step, layer in zip(steps[1:], known[1:]):
+        maps, field = steps[step.reads[0]].output[0], known[step.reads[0]].field
+        told = layer.title and layer.title != "max pool" and step.reads[0] > 0
+        if told and maps.ndim == 3 and maps.shape[-1] > 1:
+            count, height, width = maps.shape
+            reach = f", receptive field {field[0]} px" if field else ""
+            rows.append((f"{count} maps of {height} x {width}{reach}", maps))
+    return rows
 
 
 def plot_features(model: nn.Module, image: Tensor, name: str) -> Figure:
     """The filters of the first layer, and the feature maps of one normalised image (1, 28, 28)."""
-    first = next(layer for layer in chain(model) if isinstance(layer, nn.Conv2d))
-    rows = [(f"{len(first.weight)} filters of the first layer", first.weight.detach()[:, 0])]
-    for maps, field in feature_maps(model, image)[1:]:
-        count, height, width = maps.shape
-        rows.append((f"{count} maps of {height} x {width}, receptive field {field} px", maps))
-
-    gap, most_tiles = 0.035, 20  # the sheet is one unit wide; more maps take two lines
-    lines = [math.ceil(len(maps) / most_tiles) for _, maps in rows]
-    columns = [math.ceil(len(maps) / count) for count, (_, maps) in zip(lines, rows)]
-    height = 0.15 + sum(gap + count / across for count, across in zip(lines, columns))
-    figure, axes = sheet(1, height, f"{name}: filters, and feature maps of one digit")
-    tile(axes, image[0], 0, 0, 0.14, cmap="gray_r")
-    legend = "the image, 28 x 28\nbelow: red is positive, blue negative, white zero"
-    axes.text(0.16, 0.07, f"{legend}; each row has a scale of its own", va="center", fontsize=9)
-    y = 0.15
-    for (text, maps), count, across in zip(rows, lines, columns):
-        axes.text(0, y + gap / 2, text, va="center", fontsize=9)
-        y += gap
-        largest = maps.abs().max().item()
-        for place, picture in enumerate(maps):
-            line, column = divmod(place, across)
-            style = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
-            tile(axes, picture, column / across, y + line / across, 0.95 / across, **style)
-        y += count / across
-    axes.set(xlim=(0, 1), ylim=(height, 0))
+    legend = "red is positive, blue negative, white zero; each row has a scale of its own"
+    grids = [(f"the image, 28 x 28; below: {legend}", image[0])]
+    for text, maps in feature_maps(model, image):
+        across = math.ceil(len(maps) / math.ceil(len(maps) / 20))  # more than 20 take two lines
+        large = functional.interpolate(maps[:, None], scale_factor=max(1, 120 // maps.shape[-1]))
+        grids.append((text, make_grid(large, across, padding=6, pad_value=math.nan)[0]))
+    heights = [0.14, *(len(grid) / len(grid[0]) for _, grid in grids[1:])]  # of the width
+    figure = Figure(figsize=(WIDTH, WIDTH * sum(heights) + 0.3 * len(grids)), layout="constrained")
+    figure.suptitle(f"{name}: filters, and feature maps of one digit")
+    rows = figure.subplots(len(grids), height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (text, grid) in zip(rows, grids):
+        largest = grid.nan_to_num().abs().max().item()
+        axes.imshow(grid.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axes.set_title(text, loc="left", fontsize=9)
+        axes.set_anchor("W")
+        axes.axis("off")
+    rows[0].images[0].set(cmap="gray_r", clim=(image.min(), image.max()))
     return figure
 
 
 def logit_gradients(model: nn.Module, loader: Loader) -> Tensor:
     """Mean of |d logit / d pixel| over the images of `loader`, (10, 28, 28); pixels in [0, 1]."""
     model.eval()
-    total = torch.zeros(10, IMAGE_SIZE, IMAGE_SIZE)
-    for images, _ in loader:
-        logits = model(images.requires_grad_())
-        for digit in range(10):
-            (gradient,) = torch.autograd.grad(logits[:, digit].sum(), images, retain_graph=True)
-            total[digit] += gradient[:, 0].abs().sum(dim=0)
-    return total / len(loader.labels) / STD
+    gradients = [
+        jacobian(lambda pixels: model(pixels * 1).sum(dim=0), images)[:, :, 0]
+        for images, _ in loader  # times 1: what works in place has a copy to work on
+    ]
+    return torch.cat(gradients, dim=1).abs().mean(dim=1) / STD
 
 
 def plot_receptive_field(model: nn.Module, loader: Loader, name: str) -> Figure:
     """How much each pixel counts for all logits together, and for each: where they really look."""
     gradients = logit_gradients(model, loader).numpy()
-    together = np.ma.masked_equal(gradients.mean(axis=0), 0)
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     count = f"mean of {len(loader.labels):,} test digits"
     figure.suptitle(f"{name}: how much each pixel counts, |∂ logit / ∂ pixel|, {count}")
     left, right = figure.subfigures(1, 2, width_ratios=[2.4, 1])
     axes = left.subplots()
-    picture = axes.imshow(together, cmap="viridis", vmin=0)
-    left.colorbar(picture, ax=axes, shrink=0.8)
+    together = np.ma.masked_equal(gradients.mean(axis=0), 0)
+    left.colorbar(axes.imshow(together, vmin=0), ax=axes, shrink=0.8)
     mean_image = loader.images.float().mean(dim=(0, 1)) / 255
     axes.contour(mean_image.numpy(), levels=[0.1], colors="white", linewidths=1)
-    notes = ["line: 10 % grey in the mean test digit", "white pixels: no gradient at all"]
-    axes.set_xlabel("\n".join(notes if together.mask.any() else notes[:1]))
+    axes.set_xlabel("line: 10 % grey in the mean test digit\nwhite pixels: no gradient at all")
     axes.set(xticks=range(0, 28, 4), yticks=range(0, 28, 4), title="all logits")
     right.suptitle("each logit")
     for digit, axes in enumerate(right.subplots(5, 2).flat):
-        seen = np.ma.masked_equal(gradients[digit], 0)
-        axes.imshow(seen, cmap="viridis", vmin=0, vmax=gradients.max())
+        axes.imshow(np.ma.masked_equal(gradients[digit], 0), vmin=0, vmax=gradients.max())
         axes.text(1, 2, f"{digit}", va="center", color="white", fontsize=9)
         axes.axis("off")
     return figure
 
 
-# --------------------------------------------------------------------------- command line
-
-
 def report(args: argparse.Namespace) -> None:
     """Write the five pictures and print where they are."""
-    weights = weights_file(args.path)
-    if not weights.is_file():
-        raise UsageError(f"{weights} is not there; name a run that is finished, or a weights file")
-    name, model = load_weights(weights)
-    out = args.out or weights.parent
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror}; name another folder") from None
+    name, model = load_network(args.path)
+    out = args.out or (args.path if args.path.is_dir() else args.path.parent)
+    out.mkdir(parents=True, exist_ok=True)
     images, labels = load_mnist(args.data_dir, train=False)
     fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
     probabilities = classify(model, images[:, 0])
     matrix = confusion_matrix(labels, probabilities.argmax(dim=1))
-    shown = normalize(images[SHOWN_IMAGE] / 255)
-    figures = {
+    for key, figure in {
         "confusion": plot_confusion(matrix, name),
         "mistakes": plot_mistakes(images, labels, probabilities, name),
         "accuracy": plot_accuracy(matrix, name),
-        "features": plot_features(model, shown, name),
+        "features": plot_features(model, normalize(images[SHOWN_IMAGE] / 255), name),
         "receptive-field": plot_receptive_field(model, fifth, name),
-    }
-    for key, figure in figures.items():
+    }.items():
         path = out / f"{name}-{key}.png"
         write_atomically(path, png(figure))
         print(path)
@@ -240,9 +200,9 @@ def main(argv: list[str] | None = None) -> int:
     prog = "python -m tools.report"
     parser = Parser(prog, __doc__)
     add = parser.add_argument
-    add("path", type=some_path, metavar="RUN_FOLDER_OR_WEIGHTS")
-    add("--out", type=some_path, metavar="DIR", help="default: beside the weights")
-    add("--data-dir", type=some_path, default=DATA_DIR, metavar="DIR", help="default: data")
+    add("path", type=Path, metavar="RUN_FOLDER_OR_WEIGHTS")
+    add("--out", type=Path, metavar="DIR", help="default: beside the weights")
+    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="default: data")
     return exit_code(prog, report, parser.parse_args(argv))
 
 

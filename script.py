@@ -1,0 +1,59 @@
+"""How every script takes its options and ends: one line on standard error, and an exit code."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class UsageError(Exception):
+    """What the user gave is wrong; the message is one line and says what to do. Exit code 2."""
+
+
+class RunError(Exception):
+    """The run cannot go on; the message is one line and says what to do. Exit code 1."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, but a mistake is reported in one line, and --help keeps the docstring's lines."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, None, description, formatter_class=style, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`, for argparse."""
+
+    def parse(text: str) -> int:
+        if not (text.isdecimal() and len(text) < 12 and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def exit_code(prog: str, command: Callable[..., int | None], *arguments: Any) -> int:
+    """Call `command`: 0 or what it returns, 1 or 2 for errors, 130 for Ctrl-C, 143 for SIGTERM."""
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `| head` has read enough
+    try:
+        return command(*arguments) or 0
+    except (UsageError, RunError, OSError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except ModuleNotFoundError as error:  # a package that only some tools need
+        what = f"{error.name} is not installed; run pip install -r requirements-dev.txt"
+        print(f"{prog}: error: {what}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        return 143 if interrupt.args else 130

@@ -1,0 +1,267 @@
+"""Many runs: what is trained, what is kept, what dies and what goes on."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import train
+from run_folder import ROOT
+from script import RunError, UsageError
+from tools import study, tables, worker
+from train import CLASSIC, STRONG, Experiment, Learner
+
+OWN = replace(STRONG, name="own", epochs=2, batch_size=128)  # two times four steps with few images
+
+
+@pytest.fixture
+def steps(small_mnist: dict, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Few images, in `worker` too; the steps of training are counted, and stop at the last."""
+    steps, step = SimpleNamespace(taken=0, last=1000), Learner.step
+
+    def counted(*arguments: Any) -> Any:
+        steps.taken += 1
+        if steps.taken == steps.last:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(worker, "load_mnist", train.load_mnist)
+    monkeypatch.setattr(Learner, "step", counted)
+    return steps
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of results without records, documents around it, and a recipe of one's own."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name in ("README.md", "results/README.md", "results/public.csv"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(tables, "RESULTS", folder)
+    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
+    monkeypatch.setattr(worker, "ROOT", tmp_path)
+    monkeypatch.setitem(train.RECIPES, "own", OWN)
+    return folder
+
+
+def test_a_study_trains_what_has_no_record_or_all_of_it_again(
+    steps: SimpleNamespace,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(study, "in_a_process_of_its_own", lambda task, one: task(one))
+    command = ["--model", "model3", "--recipe", "own", "--processes", "1", "--seeds"]
+    assert study.main([*command, "1"]) == 0 and steps.taken == 8
+    assert study.main([*command, "0-1"]) == 0 and steps.taken == 2 * 8
+    out = capsys.readouterr().out
+    assert "1 of 2 runs are on record" in out and "model3-own-seed0: " in out
+    assert re.search(r"\| model3 +\| own +\| +2 \| +7,784 \|", out)  # the distribution
+    runs, epochs = tables.read(results, "runs.csv"), tables.read_epochs(results)
+    assert [*runs["seed"]] == [0, 1] and [*epochs["epoch"]] == [1, 2, 1, 2]
+    folder = results.parent / "runs" / "study" / "model3-own-seed1"
+    assert train.main(["--evaluate", str(folder), "--tta"]) == 0
+    assert f"test accuracy {runs['views_acc'][1]:.2f} %" in capsys.readouterr().out
+    assert study.main([*command, "0-1", "--again"]) == 0 and steps.taken == 4 * 8
+    assert tables.read_epochs(results)["loss"].equals(epochs["loss"])
+
+
+def test_a_half_finished_run_goes_on_where_it_stopped(
+    steps: SimpleNamespace, tmp_path: Path
+) -> None:
+    """A smaller size, which is taken up by its name, and held-out images, which have no views."""
+    one = Experiment("model4", OWN, 5, 100, study.SIZES[0])
+    _, expected = worker.train_one(one, work_dir=tmp_path / "undisturbed")
+    steps.taken, steps.last = 0, 6  # in the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        worker.train_one(one, work_dir=tmp_path)
+    row, records = worker.train_one(one, work_dir=tmp_path)
+    assert steps.taken == 6 + 4  # the first epoch was not trained again
+    for record, other in zip(records, expected, strict=True):
+        assert record | {"seconds": 0} == other | {"seconds": 0}
+    assert row["model"] == "model4-1046" and row["parameters"] == 1046 and row["views_acc"] is None
+    # It is finished now. If its record is lost, it is made of what is there.
+    assert worker.train_one(one, work_dir=tmp_path) == (row, records) and steps.taken == 10
+    worker.train_one(one, again=True, work_dir=tmp_path)
+    assert steps.taken == 10 + 8
+    config = tmp_path / "model4-1046-own-seed5-holdout100" / "config.json"
+    for change in ({"commit": "f00d"}, {"sizes": {}}, {"recipe": {}}):  # it was another run
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+        worker.train_one(one, work_dir=tmp_path)
+    assert steps.taken == 18 + 3 * 8
+
+
+# ------------------------------------------------------------------- processes and machines
+
+# What a worker runs in place of the training: seed 1 waits to be killed, the first time.
+STAND_IN = """
+import os, time
+
+def task(folder, experiment):
+    seed = experiment.seed
+    (folder / f"{seed}-{os.getpid()}").touch()
+    if seed == 1 and len(list(folder.glob("1-*"))) == 1:
+        time.sleep(300)
+    if seed == 3:
+        raise ValueError("three")
+    row = {"model": "model3", "recipe": "own", "seed": seed, "holdout": 0, "parameters": 7784}
+    return row, [row | {"epoch": 1, "acc": 99.0}]
+"""
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[functools.partial]:
+    """The stand-in; it works in the folder task.args[0], and other processes find its module."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import stand_in
+
+    (tmp_path / "work").mkdir()
+    yield functools.partial(stand_in.task, tmp_path / "work")
+    del sys.modules["stand_in"]
+
+
+def wait_for(path: Path, pattern: str) -> Path:
+    """The file in the folder `path` that fits the pattern, once it is there."""
+    end = time.monotonic() + 60
+    while not (found := list(path.glob(pattern))):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found[0]
+
+
+def kill_seed_1(task: functools.partial) -> int:
+    """Wait until seed 1 is at work, and kill its process; its number."""
+    process = int(wait_for(task.args[0], "1-*").name.partition("-")[2])
+    os.kill(process, signal.SIGKILL)
+    return process
+
+
+def experiments(*seeds: int) -> list[Experiment]:
+    return [Experiment("model3", OWN, seed) for seed in seeds]
+
+
+def test_runs_that_fail_are_named_and_the_others_go_on(
+    task: functools.partial, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadPoolExecutor(1) as killer:
+        killed = killer.submit(kill_seed_1, task)
+        with pytest.raises(RunError, match="the same command trains them again") as error:
+            study.train_all(experiments(1, 3, 0), task, processes=2)
+        killed.result()
+    assert {*re.findall(r"seed(\d)", str(error.value))} == {"1", "3"}
+    err = capsys.readouterr().err
+    assert "model3-own-seed1: BrokenProcessPool" in err
+    assert "model3-own-seed3: ValueError: three" in err
+    assert [*tables.read(results, "runs.csv")["seed"]] == [0]
+
+
+def test_a_killed_study_leaves_no_workers(task: functools.partial, tmp_path: Path) -> None:
+    """The driver is killed outright, so that nobody can tell its worker to stop."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(f"""
+import functools, pathlib, stand_in, train
+from tools import study
+if __name__ == "__main__":
+    task = functools.partial(stand_in.task, pathlib.Path({str(task.args[0])!r}))
+    study.train_all([train.Experiment("model3", train.STRONG, 1)], task, 1)
+""")
+    # Its worker holds the other end of the pipe as long as it lives.
+    process = subprocess.Popen([sys.executable, str(driver)], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        wait_for(task.args[0], "1-*")
+    finally:
+        process.kill()
+    with ThreadPoolExecutor(1) as reader:
+        assert reader.submit(process.communicate).result(timeout=30) == (b"", None)
+
+
+def test_a_cluster_does_the_runs_of_a_lost_worker_again(
+    task: functools.partial, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler and two workers as results/README.md starts them; one is killed on the way."""
+    monkeypatch.setattr(study, "CONNECT_SECONDS", 60)  # on a busy machine
+    where = tmp_path / "scheduler.json"  # the scheduler takes any free port, and writes it there
+    dask, at = [sys.executable, "-m", "dask"], ["--no-dashboard", "--scheduler-file", str(where)]
+    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *at]
+    one = [*dask, "worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path)]
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = [subprocess.Popen(line, **quiet) for line in (scheduler, one + at, one + at)]
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as script.exit_code sets it
+    try:
+        wait_for(tmp_path, where.name)
+        address = json.loads(where.read_text())["address"]
+        with ThreadPoolExecutor(1) as killer:
+            killed = killer.submit(kill_seed_1, task)
+            study.train_all(experiments(0, 1, 2), task, scheduler=address)
+            assert killed.result() in [process.pid for process in processes[1:]]
+        assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN  # a lost socket ends nothing
+        assert [*tables.read(results, "runs.csv")["seed"]] == [0, 1, 2]
+        assert len(list(task.args[0].glob("1-*"))) == 2  # lost, and done again by the other
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_what_is_sent_to_a_worker_is_found_there_by_name() -> None:
+    """A function of `__main__` would be sent with the paths of the sender."""
+    assert study.train_one.__module__ == "tools.worker"
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere"])
+def test_a_scheduler_that_is_not_there_is_one_line(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "CONNECT_SECONDS", 1)
+    with pytest.raises(UsageError, match=f"--scheduler {address}: nobody answers there"):
+        study.train_all(experiments(1), worker.train_one, scheduler=address)
+
+
+# -------------------------------------------------------------------------- what is asked for
+
+
+def test_seeds_named_twice_are_trained_once() -> None:
+    assert study.seed_range("0-4,42,4,2-3") == [0, 1, 2, 3, 4, 42]
+
+
+NO_STUDY = ["--model model4", "--ablation --sizes", "--ablation --recipe fast", "--seeds 4-0"]
+
+
+@pytest.mark.parametrize("command", [*NO_STUDY, "--seeds 0-999999999"])
+def test_what_does_not_go_together_is_one_line(
+    command: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with suppress(SystemExit):
+        assert study.main(command.split()) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_each_variant_lacks_what_it_says() -> None:
+    found = {}
+    for recipe in study.VARIANTS:
+        changed = asdict(recipe).items() - asdict(STRONG).items()
+        found[recipe.name.partition("-without-")[2]] = dict(changed - {("name", recipe.name)})
+    affine = ("rotation", "translation", "scaling", "shear", "interpolation")
+    assert found == {
+        "small-batches": {"batch_size": 128, "max_lr": 0.3, "ema_decay": 0.9995**4},
+        "affine": {name: getattr(CLASSIC, name) for name in affine},
+        "average": {"ema_decay": 0.0},
+        "weight-decay": {"weight_decay": 0.0},
+    }

@@ -1,0 +1,191 @@
+"""Train many runs, one single-threaded process per core, and keep the record of each.
+
+    python -m tools.study --model model4 --seeds 0-19
+    python -m tools.study --model all --recipe classic --seeds 0-2,42
+    python -m tools.study --ablation      # each ingredient taken out of the recipe "strong"
+    python -m tools.study --sizes         # smaller sizes of a network
+    python -m tools.study --model model4 --seeds 0-49 --scheduler tcp://HOST:8786    # Dask
+
+What is on record in results/ is not trained, unless --again says so; a half-finished run goes on
+where it stopped. In the end the tables and pictures are made anew, as by python -m tools.tables.
+"""
+
+import argparse
+import contextlib
+import functools
+import itertools
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from typing import Any
+
+from attempts import attempts
+from run_folder import LAST_EPOCHS, EpochRecord
+from script import Parser, RunError, UsageError, exit_code, whole_number
+from tools import tables
+from tools.worker import end_with_parent, key_of, train_one
+from train import CLASSIC, RECIPES, STRONG, Experiment, Recipe
+
+MOST_SEEDS = 10_000
+CONNECT_SECONDS = 10  # for the scheduler of a cluster to answer
+STEMS = {9: [4, 5], 13: [4, 6], 16: [5, 8], 20: [6, 9], 24: [6, 10], 29: [7, 11]}  # by width
+SIZES = [{"stem": stem, "width": width} for width, stem in STEMS.items()]
+NETWORK, HOLDOUT = "model4", 10_000  # of --ablation and --sizes; images held out in an ablation
+Task = Callable[[Experiment], tuple[dict[str, Any], list[EpochRecord]]]  # trains one run
+
+
+def without(part: str, *fields: str, **changes: float) -> Recipe:
+    """Strong with `fields` as in classic and with `changes`, as the recipe strong-without-PART."""
+    values = {field: getattr(CLASSIC, field) for field in fields} | changes
+    return replace(STRONG, name=f"{STRONG.name}-without-{part}", **values)
+
+
+VARIANTS = [
+    # The average reaches back as many images as in strong.
+    without("small-batches", "batch_size", "max_lr", ema_decay=STRONG.ema_decay**4),
+    without("affine", "rotation", "translation", "scaling", "shear", "interpolation"),
+    without("average", "ema_decay"),
+    without("weight-decay", "weight_decay"),
+]
+
+
+# ------------------------------------------------------------------------------- the engine
+
+
+def in_a_process_of_its_own(task: Task, experiment: Experiment) -> Any:
+    """Call `task`, so that a process that is killed takes no other run with it."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, end_with_parent) as process:
+        return process.submit(task, experiment).result()
+
+
+@contextlib.contextmanager
+def workers(processes: int | None, scheduler: str | None) -> Iterator[Callable[..., Future]]:
+    """What submits a task and its experiment, to processes here or to the workers of Dask."""
+    if scheduler:
+        from distributed import Client  # of requirements-dev.txt
+
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a lost connection ends no study
+        try:
+            client = Client(scheduler, timeout=CONNECT_SECONDS)
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"--scheduler {scheduler}: nobody answers there ({reason})") from None
+        with client, client.get_executor(pure=False) as pool:
+            yield pool.submit
+        return
+    pool = ThreadPoolExecutor(processes or os.cpu_count())
+    try:
+        yield functools.partial(pool.submit, in_a_process_of_its_own)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.kill()
+
+
+def train_all(
+    experiments: list[Experiment],
+    task: Task,
+    processes: int | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Train every experiment, and keep its record as it ends.
+
+    Raises RunError in the end when a run failed or its process was killed; the others are kept.
+    """
+    failed = []
+    with workers(processes, scheduler) as submit:
+        futures = {submit(task, one): one.name for one in experiments}
+        for future in as_completed(futures):
+            name = futures[future]
+            try:
+                row, records = future.result()
+                tables.keep_record(row, records, tables.RESULTS)
+            except Exception as error:  # of one run: the others go on
+                failed.append(name)
+                reason = str(error).partition("\n")[0]
+                print(f"{name}: {type(error).__name__}: {reason}", file=sys.stderr)
+            else:
+                last = [record["acc"] for record in records[-LAST_EPOCHS:]]
+                lowest = f"{min(last):.2f} % or more in the last {len(last)}"
+                print(f"{name}: {last[-1]:.2f} % at the last epoch, {lowest}", flush=True)
+    if failed:
+        raise RunError(f"not trained: {'; '.join(failed)}; the same command trains them again")
+
+
+# ----------------------------------------------------------------------------- command line
+
+
+def seed_range(text: str) -> list[int]:
+    """Seeds from "0-19", "42" or "0-4,42", for argparse."""
+    seeds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
+        found = range(int(match[1]), int(match[2] or match[1]) + 1) if match else []
+        if not 0 < len(found) <= MOST_SEEDS:
+            form = f"is not like 0-19, 42 or 0-4,42, or more than {MOST_SEEDS:,} seeds"
+            raise argparse.ArgumentTypeError(f"{text!r} {form}")
+        seeds.update(found)
+    return sorted(seeds)
+
+
+def jobs(args: argparse.Namespace) -> tuple[str, list[Experiment]]:
+    """The name of the table that shows what was asked for, and all of its experiments."""
+    recipe = RECIPES[args.recipe]
+    if args.ablation:
+        pairs = itertools.product(args.seeds or range(3), [STRONG, *VARIANTS])
+        return "ablation", [Experiment(NETWORK, recipe, seed, HOLDOUT) for seed, recipe in pairs]
+    if args.sizes:
+        pairs = itertools.product(args.seeds or range(5), SIZES)
+        return "sizes", [Experiment(NETWORK, recipe, seed, sizes=size) for seed, size in pairs]
+    if not args.seeds:
+        raise UsageError("which seeds? Add them, as in --seeds 0-19")
+    names = attempts() if args.model == "all" else [args.model]
+    return "seeds", [Experiment(name, recipe, seed) for seed in args.seeds for name in names]
+
+
+def study(args: argparse.Namespace) -> None:
+    """Train what is missing, then bring the tables and pictures up to date."""
+    table, experiments = jobs(args)
+    runs = tables.read(tables.RESULTS, "runs.csv")[tables.KEY]
+    done = [] if args.again else runs.to_dict("records")
+    # Builds every network, so that one that cannot be ends the study here.
+    todo = [one for one in experiments if key_of(one) not in done]
+    print(f"{len(experiments) - len(todo)} of {len(experiments)} runs are on record", flush=True)
+    try:
+        if todo:
+            task = functools.partial(train_one, again=args.again)
+            train_all(todo, task, args.processes, args.scheduler)
+    finally:
+        made = tables.update()
+    print(made[table])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser, default = Parser("python -m tools.study", __doc__), "default: %(default)s"
+    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
+    what.add_argument("--model", choices=[*attempts(), "all"], default="model3", help=default)
+    what.add_argument("--ablation", action="store_true", help="take parts out of the recipe strong")
+    what.add_argument("--sizes", action="store_true", help="train smaller sizes of a network")
+    add("--recipe", choices=[*RECIPES], default="strong", help=default)
+    add("--seeds", type=seed_range, help="0-19, 42 or 0-4,42")
+    add("--again", action="store_true", help="train also what is on record")
+    at_once = "at the same time (default: one per core)"
+    add("--processes", type=whole_number(1, 1024), metavar="N", help=at_once)
+    cluster = "train on the workers of this Dask scheduler, as tcp://HOST:8786"
+    add("--scheduler", metavar="ADDRESS", help=cluster)
+    args = parser.parse_args(argv)
+    if args.ablation and args.recipe != STRONG.name:
+        parser.error("--ablation is of the recipe strong")
+    return exit_code("python -m tools.study", study, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
