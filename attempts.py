@@ -14,8 +14,8 @@ from script import UsageError
 
 
 def attempts() -> list[str]:
-    """The names of the networks: of every file modelX.py beside this one."""
-    names = [path.stem for path in ROOT.glob("model*.py")]
+    """The names of the networks: of every file model5.py, model_small.py, ... beside this one."""
+    names = [path.stem for path in ROOT.glob("model[0-9_]*.py")]
     return sorted(names, key=lambda name: (len(name), name))
 
 

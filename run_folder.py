@@ -5,6 +5,7 @@
     checkpoint.pt    all that a resume needs
     curves.png       once it is finished
     weights.pt       once it is finished: the last weights, or their moving average
+    .lock            keeps other processes away while one is at work
 
 Files are written whole or not at all, and read without running what they hold.
 """
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -107,15 +109,13 @@ def new_run_folder(out_dir: Path, name: str, config: dict[str, Any]) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The settings of the unfinished run in `folder`; UsageError where there is none."""
+    """What the run in `folder` was begun as, and on; UsageError where there is none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--resume {folder}: no run to go on with ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise UsageError(f"--resume {folder}: its config.json is damaged") from None
-    if (folder / "weights.pt").exists():
-        raise UsageError(f"--resume {folder}: this run is finished; there is nothing to go on with")
     return config
 
 
@@ -136,7 +136,7 @@ def at_work(folder: Path) -> Iterator[None]:
 def save_epoch(folder: Path, records: list[EpochRecord], state: dict[str, Any]) -> None:
     """Write metrics.csv and then the checkpoint, so that each epoch that it has done has a row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, records[0], lineterminator="\n")
+    writer = csv.DictWriter(text, KEYS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     write_atomically(folder / "metrics.csv", text.getvalue().encode())
@@ -266,13 +266,14 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torchvision": version("torchvision"),  # importing it would double the start-up
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "commit": git("rev-parse", "--short", "HEAD") + dirty or None,
+        "commit": (git("rev-parse", "--short", "HEAD") + dirty) or None,
+        "code": zlib.crc32(b"".join(path.read_bytes() for path in sorted(ROOT.glob("*.py")))),
     }
 
 
 def warn_of_changes(config: dict[str, Any], now: dict[str, Any]) -> None:
     """Say on standard error what differs from where a run began, and may change its result."""
-    for key in ("commit", "device", "device_name", "threads", "torch"):
+    for key in ("code", "device", "device_name", "threads", "torch"):
         if now[key] != config.get(key):
             change = f"{key} was {config.get(key)} and is {now[key]} now"
             print(f"warning: {change}; the result may differ", file=sys.stderr)

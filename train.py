@@ -73,7 +73,7 @@ class Recipe:
     final_div_factor: float = 100.0  # and ends at that / final_div_factor
     # Cross-entropy, for training and for the reported loss.
     label_smoothing: float = 0.02
-    # Exponential moving average of the weights and of BatchNorm's statistics, after every step.
+    # Exponential moving average of the weights and of BatchNorm's statistics, step by step.
     ema_decay: float = 0.0  # 0 for none
 
     def has_ema(self, epoch: int) -> bool:
@@ -345,12 +345,15 @@ def run(
     config = asdict(experiment) | {"data_dir": str(data_dir.resolve())}
     config |= run_folder.describe(target)
     folder = resumed or run_folder.new_run_folder(out_dir, name, config)
+    # A dry run is not gone on with.
     with contextlib.nullcontext() if dry_run else run_folder.at_work(folder):
         records = run_folder.load_checkpoint(folder, learner)
         if not quiet:
             print(f"{name}, device {target}, torch {torch.__version__}")
-            # A copy: torchsummary moves the statistics of BatchNorm.
-            summary(copy.deepcopy(model).cpu(), (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
+            with contextlib.suppress(Exception):  # some layers are beyond torchsummary
+                # A copy, since it moves the statistics of BatchNorm.
+                summary(copy.deepcopy(model).cpu(), (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
+            print(f"{count_parameters(model):,} parameters, each counted once")
             print("\n".join(["", table_header(holdout), *map(table_row, records)]), flush=True)
         done = len(records)
         show_bar = not quiet and sys.stdout.isatty() and sys.stderr.isatty()
@@ -399,6 +402,8 @@ def start(args: argparse.Namespace) -> None:
 def resume(args: argparse.Namespace) -> None:
     """Go on with the run in the folder `args.resume`, under the settings that it began with."""
     config = run_folder.read_config(args.resume)
+    if (args.resume / "weights.pt").exists():
+        raise UsageError(f"--resume {args.resume}: this run is finished")
     try:
         config["recipe"] = Recipe(**config["recipe"])
         experiment = Experiment(**{part.name: config[part.name] for part in fields(Experiment)})
@@ -457,7 +462,7 @@ def options() -> Parser:
     holdout = "train without the last N training images, and report on them, not on the test set"
     add("--holdout", type=whole_number(0, 50_000), default=0, help=holdout, **n)
     add("--resume", type=Path, metavar="RUN_FOLDER", help="go on with a run that was stopped")
-    evaluate = "test a weights.pt, or a run folder's, and train nothing"
+    evaluate = "test the weights in this file or run folder, and train nothing"
     add("--evaluate", type=Path, metavar="WEIGHTS", help=evaluate)
     tta = "with --evaluate: the mean guess of nine views of each image (test-time augmentation)"
     add("--tta", action="store_true", help=tta)
@@ -472,9 +477,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.given = {word.partition("=")[0] for word in argv if word.startswith("--")}
     mode = next((mode for mode in GOES_WITH if mode in args.given), None)
-    for other in sorted(args.given - {mode}):
-        if other not in GOES_WITH.get(mode, args.given) or (other == "--tta" and not mode):
-            parser.error(f"{other} does not go with {mode or 'training'}")
+    wrong = args.given - {mode} - GOES_WITH[mode] if mode else args.given & {"--tta"}
+    for other in sorted(wrong):
+        parser.error(f"{other} does not go with {mode or 'training'}")
     if args.model == "all" and mode:
         parser.error(f"--model all does not go with {mode}")
     if args.threads:

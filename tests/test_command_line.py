@@ -282,7 +282,7 @@ def test_resume_with_a_damaged_config(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("commit", "0123456"), ("torch", "1.0"), ("threads", 99_999), ("device_name", "another")],
+    [("code", 7), ("torch", "1.0"), ("threads", 99_999), ("device_name", "another")],
 )
 def test_resume_on_another_machine_warns(
     key: str, value: object, stopped: Path, call: Call

@@ -99,7 +99,7 @@ def test_a_half_finished_run_goes_on_where_it_stopped(
     worker.train_one(one, again=True, work_dir=tmp_path)
     assert steps.taken == 10 + 8
     config = tmp_path / "model4-1046-own-seed5-holdout100" / "config.json"
-    for change in ({"commit": "f00d"}, {"sizes": {}}, {"recipe": {}}):  # it was another run
+    for change in ({"code": 7}, {"sizes": {}}, {"recipe": {}}):  # it was another run
         config.write_text(json.dumps(json.loads(config.read_text()) | change))
         worker.train_one(one, work_dir=tmp_path)
     assert steps.taken == 18 + 3 * 8

@@ -16,9 +16,7 @@ import itertools
 import json
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -45,8 +43,7 @@ ALL_IMAGES, TRIAL_IMAGES, WARM_UP_IMAGES = 60_000, 10_000, 2_000
 USUAL = "usual way"  # of most tutorials, with the workers and threads that were fastest here
 OURS = "this repository"  # Loader and train_one_epoch
 AT_ONCE = "seeds at once"  # one single-threaded process per core: the time over their number
-RUN = "train.py, 1 epoch"  # from the start of Python to its end
-# Older records have the last two: bare steps on one batch, and the operations at the peak rate.
+# The record has the last two from a former version of this tool.
 RATIOS = ((USUAL, OURS), (OURS, AT_ONCE), (OURS, "arithmetic alone"), (OURS, "floor"))
 Epoch = Callable[[int], object]  # goes once through the first so many training images
 Measurement = dict[str, float]  # "seconds", peak "MB" and, where there is one, "MB on the GPU"
@@ -128,26 +125,13 @@ def this_repository(job: Job) -> Epoch:
     return epoch
 
 
-def whole_run(job: Job) -> Epoch:
-    """The command `train.py` with one epoch, or a dry run for fewer than all images."""
-    command = [sys.executable, str(ROOT / "train.py"), "--model", job.model, "--quiet"]
-    command += ["--recipe", job.recipe.name, "--device", job.device.type, "--epochs", "1"]
-
-    def epoch(count: int) -> None:
-        dry_run = ["--dry-run"] * (count < ALL_IMAGES)
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run(command + dry_run, cwd=folder, stdout=subprocess.DEVNULL, check=True)
-
-    return epoch
-
-
-WAYS = {USUAL: usual_way, OURS: this_repository, RUN: whole_run}
+WAYS = {USUAL: usual_way, OURS: this_repository}
 
 # ------------------------------------------------------------------------------ measuring
 
 
 def time_one(copy: int, job: Job, start: Any, results: Any) -> None:
-    """Put into `results` what a job took, and the most memory of this process or a child of it."""
+    """Put into `results` what a job took, and the most memory of this process."""
     torch.set_num_threads(job.threads)
     epoch, synchronize = WAYS[job.way](job), getattr(torch, job.device.type).synchronize
     epoch(WARM_UP_IMAGES)
@@ -160,8 +144,7 @@ def time_one(copy: int, job: Job, start: Any, results: Any) -> None:
     with contextlib.suppress(ImportError):  # on Windows
         import resource
 
-        users = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-        peak = max(resource.getrusage(user).ru_maxrss for user in users)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found["MB"] = peak / (1e6 if sys.platform == "darwin" else 1e3)
     if peak := torch.cuda.max_memory_allocated():
         found["MB on the GPU"] = peak / 1e6
@@ -196,8 +179,6 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
     jobs = {USUAL: usual, OURS: job}
     if job.device.type == "cpu":
         jobs[AT_ONCE] = replace(job, threads=1, copies=os.cpu_count() or 1)
-    if job.images == ALL_IMAGES:
-        jobs[RUN] = replace(job, way=RUN)
     measured: dict[str, list[Measurement]] = {name: [] for name in jobs}
     for number in range(1, rounds + 1):
         for name, one in jobs.items():
@@ -233,7 +214,7 @@ def figures(run: dict[str, Any]) -> dict[str, str]:
         if values:
             title = name if "/" in name else f"{name} (s)"
             cells[title] = f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-    for way, unit in itertools.product(WAYS, ("MB", "MB on the GPU")):
+    for way, unit in itertools.product([*WAYS, "train.py, 1 epoch"], ("MB", "MB on the GPU")):
         peaks = [found[unit] for found in run["measured"].get(way, []) if unit in found]
         if peaks:
             cells[f"peak memory, {way} ({unit})"] = f"{max(peaks):,.0f}"

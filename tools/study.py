@@ -3,7 +3,7 @@
     python -m tools.study --model model4 --seeds 0-19
     python -m tools.study --model all --recipe classic --seeds 0-2,42
     python -m tools.study --ablation      # each ingredient taken out of the recipe "strong"
-    python -m tools.study --sizes         # smaller sizes of a network
+    python -m tools.study --sizes         # smaller sizes of model4
     python -m tools.study --model model4 --seeds 0-49 --scheduler tcp://HOST:8786    # Dask
 
 What is on record in results/ is not trained, unless --again says so; a half-finished run goes on
@@ -24,7 +24,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, 
 from dataclasses import replace
 from typing import Any
 
-from attempts import attempts
+from attempts import attempts, build_network
 from run_folder import LAST_EPOCHS, EpochRecord
 from script import Parser, RunError, UsageError, exit_code, whole_number
 from tools import tables
@@ -147,7 +147,9 @@ def jobs(args: argparse.Namespace) -> tuple[str, list[Experiment]]:
     if not args.seeds:
         raise UsageError("which seeds? Add them, as in --seeds 0-19")
     names = attempts() if args.model == "all" else [args.model]
-    return "seeds", [Experiment(name, recipe, seed) for seed in args.seeds for name in names]
+    pairs = itertools.product(args.seeds, names)
+    table = "ablation" if args.holdout else "seeds"
+    return table, [Experiment(name, recipe, seed, args.holdout) for seed, name in pairs]
 
 
 def study(args: argparse.Namespace) -> None:
@@ -155,7 +157,8 @@ def study(args: argparse.Namespace) -> None:
     table, experiments = jobs(args)
     runs = tables.read(tables.RESULTS, "runs.csv")[tables.KEY]
     done = [] if args.again else runs.to_dict("records")
-    # Builds every network, so that one that cannot be ends the study here.
+    for name in {one.model for one in experiments}:
+        build_network(name)  # here, where one that cannot be ends the study
     todo = [one for one in experiments if key_of(one) not in done]
     print(f"{len(experiments) - len(todo)} of {len(experiments)} runs are on record", flush=True)
     try:
@@ -173,9 +176,11 @@ def main(argv: list[str] | None = None) -> int:
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     what.add_argument("--model", choices=[*attempts(), "all"], default="model3", help=default)
     what.add_argument("--ablation", action="store_true", help="take parts out of the recipe strong")
-    what.add_argument("--sizes", action="store_true", help="train smaller sizes of a network")
+    what.add_argument("--sizes", action="store_true", help=f"train smaller sizes of {NETWORK}")
     add("--recipe", choices=[*RECIPES], default="strong", help=default)
     add("--seeds", type=seed_range, help="0-19, 42 or 0-4,42")
+    holdout = "train without the last N training images, and judge on them, as for tuning"
+    add("--holdout", type=whole_number(0, 50_000), default=0, metavar="N", help=holdout)
     add("--again", action="store_true", help="train also what is on record")
     at_once = "at the same time (default: one per core)"
     add("--processes", type=whole_number(1, 1024), metavar="N", help=at_once)

@@ -12,6 +12,7 @@ import re
 import sys
 from collections import defaultdict
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import run_folder
@@ -164,7 +165,8 @@ def epochs_tables(epochs: pd.DataFrame) -> str:
     """One run of each network, seed 42, epoch by epoch, as train.py prints it."""
     runs = epochs.query("recipe == @RECIPE and seed == 42 and holdout == 0")
     lines = []
-    for name, rows in runs.groupby("model"):
+    for name in attempts():
+        rows = runs[runs["model"] == name]
         lines += [f"### {name}", "", run_folder.table_header(0)]
         lines += [*map(run_folder.table_row, rows.to_dict("records")), ""]
     return "\n".join(lines[:-1])
@@ -208,7 +210,8 @@ def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
         axis.plot(table.mean(axis=1), color="C0", linewidth=2.5)
         met = count((table.tail(LAST_EPOCHS) >= MIN_ACCURACY).all())
         axis.set_title(f"{name}: {met} seeds with the last five ≥ {MIN_ACCURACY} %", fontsize=10)
-        axis.set(xlabel="epoch", xticks=table.index[::2], ylim=(98.6, 99.75))
+        low = min(98.6, table.tail(LAST_EPOCHS).min(axis=None))
+        axis.set(xlabel="epoch", xticks=table.index[::2], ylim=(low, 99.75))
         axis.spines[["top", "right"]].set_visible(False)
     return run_folder.png(figure)
 
@@ -226,7 +229,7 @@ def plot_frontier(records: pd.DataFrame) -> bytes:
         axes.vlines(last.index, last["min"], last["max"], color=color)
         axes.plot(last["mean"], f".-{color}", label=f"{name}: mean, range")
     public = pd.read_csv(RESULTS / "public.csv", keep_default_na=False)
-    for letter, (name, _, parameters, accuracy, chosen) in zip("ABCDEFGHIJ", public.to_numpy()):
+    for letter, (name, _, parameters, accuracy, chosen) in zip(ascii_uppercase, public.to_numpy()):
         color, why = ("red", ", chosen by the test set") if chosen else ("black", "")
         point = {"color": color, "marker": f"${letter}$", "linestyle": "", "zorder": 3}
         axes.plot(parameters, accuracy, label=f"{name}{why}", **point)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import shutil
@@ -17,7 +16,7 @@ from torch import nn
 
 from attempts import count_parameters, load_network
 from mnist import DATA_DIR, AverageOfViews, Loader, load_mnist
-from run_folder import ROOT, EpochRecord, describe
+from run_folder import ROOT, EpochRecord, describe, read_config
 from train import TEST_BATCH_SIZE, Experiment, evaluate, run
 
 
@@ -30,12 +29,6 @@ def end_with_parent() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What a run was begun as and on; nothing where it was stopped before it wrote that."""
-    path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def accuracy_by_views(network: nn.Module) -> float:
@@ -55,15 +48,16 @@ def train_one(
 ) -> tuple[dict[str, Any], list[EpochRecord]]:
     """Train on one thread, in a folder of its own: a row of runs.csv, and those of epochs.csv.
 
-    Goes on with what is in that folder, if it is of the same experiment, commit and torch. What
-    is finished there is returned as it is, but trained `again` where that is asked for.
+    Goes on with what is in that folder, if it is of the same experiment, code and torch. What is
+    finished there is returned as it is, but trained `again` where that is asked for.
     """
     torch.set_num_threads(1)
     out_dir = work_dir or ROOT / "runs" / "study"  # in this clone, on whatever machine it is
     folder = out_dir / experiment.name
     if folder.exists():
-        here, begun = describe(torch.device("cpu")), read_config(folder)
-        now = asdict(experiment) | {name: here[name] for name in ("commit", "torch")}
+        begun = read_config(folder) if (folder / "config.json").exists() else {}
+        here = describe(torch.device("cpu"))
+        now = asdict(experiment) | {name: here[name] for name in ("code", "torch")}
         is_finished = (folder / "weights.pt").exists()
         if not now.items() <= begun.items() or (again and is_finished):
             shutil.rmtree(folder)
