@@ -12,16 +12,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 import train
 from run_folder import ROOT
-from script import RunError, UsageError
+from script import RunError
 from tools import study, tables, worker
 from train import CLASSIC, STRONG, Experiment, Learner
 
@@ -33,7 +32,7 @@ def steps(small_mnist: dict, one_thread: None, monkeypatch: pytest.MonkeyPatch) 
     """Few images, in `worker` too; the steps of training are counted, and stop at the last."""
     steps, step = SimpleNamespace(taken=0, last=1000), Learner.step
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: object) -> object:
         steps.taken += 1
         if steps.taken == steps.last:
             raise KeyboardInterrupt
@@ -47,8 +46,7 @@ def steps(small_mnist: dict, one_thread: None, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of results without records, documents around it, and a recipe of one's own."""
-    folder = tmp_path / "results"
-    folder.mkdir()
+    (folder := tmp_path / "results").mkdir()
     for name in ("README.md", "results/README.md", "results/public.csv"):
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(tables, "RESULTS", folder)
@@ -58,16 +56,11 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_study_trains_what_has_no_record_or_all_of_it_again(
-    steps: SimpleNamespace,
-    results: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_study_trains_what_has_no_record(steps, results, monkeypatch, capsys) -> None:
     monkeypatch.setattr(study, "in_a_process_of_its_own", lambda task, one: task(one))
     command = ["--model", "model3", "--recipe", "own", "--processes", "1", "--seeds"]
     assert study.main([*command, "1"]) == 0 and steps.taken == 8
-    assert study.main([*command, "0-1"]) == 0 and steps.taken == 2 * 8
+    assert study.main([*command, "1,0-1,0"]) == 0 and steps.taken == 2 * 8
     out = capsys.readouterr().out
     assert "1 of 2 runs are on record" in out and "model3-own-seed0: " in out
     assert re.search(r"\| model3 +\| own +\| +2 \| +7,784 \|", out)  # the distribution
@@ -80,9 +73,7 @@ def test_a_study_trains_what_has_no_record_or_all_of_it_again(
     assert tables.read_epochs(results)["loss"].equals(epochs["loss"])
 
 
-def test_a_half_finished_run_goes_on_where_it_stopped(
-    steps: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_a_half_finished_run_goes_on_where_it_stopped(steps, tmp_path: Path) -> None:
     """A smaller size, which is taken up by its name, and held-out images, which have no views."""
     one = Experiment("model4", OWN, 5, 100, study.SIZES[0])
     _, expected = worker.train_one(one, work_dir=tmp_path / "undisturbed")
@@ -127,8 +118,7 @@ def task(folder, experiment):
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[functools.partial]:
     """The stand-in; it works in the folder task.args[0], and other processes find its module."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
-    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]), os.pathsep)
     monkeypatch.syspath_prepend(str(tmp_path))
     import stand_in
 
@@ -157,9 +147,7 @@ def experiments(*seeds: int) -> list[Experiment]:
     return [Experiment("model3", OWN, seed) for seed in seeds]
 
 
-def test_runs_that_fail_are_named_and_the_others_go_on(
-    task: functools.partial, results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_that_fail_are_named_and_the_others_go_on(task, results, capsys) -> None:
     with ThreadPoolExecutor(1) as killer:
         killed = killer.submit(kill_seed_1, task)
         with pytest.raises(RunError, match="the same command trains them again") as error:
@@ -172,29 +160,25 @@ def test_runs_that_fail_are_named_and_the_others_go_on(
     assert [*tables.read(results, "runs.csv")["seed"]] == [0]
 
 
-def test_a_killed_study_leaves_no_workers(task: functools.partial, tmp_path: Path) -> None:
+def test_a_killed_study_leaves_no_workers(task: functools.partial) -> None:
     """The driver is killed outright, so that nobody can tell its worker to stop."""
-    driver = tmp_path / "driver.py"
-    driver.write_text(f"""
+    code = f"""
 import functools, pathlib, stand_in, train
 from tools import study
-if __name__ == "__main__":
-    task = functools.partial(stand_in.task, pathlib.Path({str(task.args[0])!r}))
-    study.train_all([train.Experiment("model3", train.STRONG, 1)], task, 1)
-""")
+task = functools.partial(stand_in.task, pathlib.Path({str(task.args[0])!r}))
+study.train_all([train.Experiment("model3", train.STRONG, 1)], task, 1)
+"""
     # Its worker holds the other end of the pipe as long as it lives.
-    process = subprocess.Popen([sys.executable, str(driver)], cwd=ROOT, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     try:
         wait_for(task.args[0], "1-*")
     finally:
         process.kill()
-    with ThreadPoolExecutor(1) as reader:
-        assert reader.submit(process.communicate).result(timeout=30) == (b"", None)
+    assert process.communicate(timeout=30) == (b"", None)
 
 
-def test_a_cluster_does_the_runs_of_a_lost_worker_again(
-    task: functools.partial, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_repeats_the_runs_of_a_lost_worker(task, results, tmp_path, monkeypatch) -> None:
     """A scheduler and two workers as results/README.md starts them; one is killed on the way."""
     monkeypatch.setattr(study, "CONNECT_SECONDS", 60)  # on a busy machine
     where = tmp_path / "scheduler.json"  # the scheduler takes any free port, and writes it there
@@ -220,48 +204,29 @@ def test_a_cluster_does_the_runs_of_a_lost_worker_again(
             process.wait()
 
 
-def test_what_is_sent_to_a_worker_is_found_there_by_name() -> None:
-    """A function of `__main__` would be sent with the paths of the sender."""
-    assert study.train_one.__module__ == "tools.worker"
+WRONG = ["", "--ablation --sizes", "--ablation --recipe fast", "--seeds 4-0"]
+WRONG += [
+    "--seeds 0-999999999",
+    "--scheduler x --seeds 1",
+    "--scheduler tcp://127.0.0.1:9 --seeds 1",
+]
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere"])
-def test_a_scheduler_that_is_not_there_is_one_line(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("command", WRONG)
+def test_what_cannot_be_asked_for_is_one_line(command, results, monkeypatch, capsys) -> None:
     monkeypatch.setattr(study, "CONNECT_SECONDS", 1)
-    with pytest.raises(UsageError, match=f"--scheduler {address}: nobody answers there"):
-        study.train_all(experiments(1), worker.train_one, scheduler=address)
-
-
-# -------------------------------------------------------------------------- what is asked for
-
-
-def test_seeds_named_twice_are_trained_once() -> None:
-    assert study.seed_range("0-4,42,4,2-3") == [0, 1, 2, 3, 4, 42]
-
-
-NO_STUDY = ["--model model4", "--ablation --sizes", "--ablation --recipe fast", "--seeds 4-0"]
-
-
-@pytest.mark.parametrize("command", [*NO_STUDY, "--seeds 0-999999999"])
-def test_what_does_not_go_together_is_one_line(
-    command: str, results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     with suppress(SystemExit):
         assert study.main(command.split()) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    err, named = capsys.readouterr().err, (command.split() or ["--seeds"])[0]
+    assert err.count("\n") == 1 and named in err
 
 
 def test_each_variant_lacks_what_it_says() -> None:
-    found = {}
-    for recipe in study.VARIANTS:
-        changed = asdict(recipe).items() - asdict(STRONG).items()
-        found[recipe.name.partition("-without-")[2]] = dict(changed - {("name", recipe.name)})
-    affine = ("rotation", "translation", "scaling", "shear", "interpolation")
-    assert found == {
-        "small-batches": {"batch_size": 128, "max_lr": 0.3, "ema_decay": 0.9995**4},
-        "affine": {name: getattr(CLASSIC, name) for name in affine},
-        "average": {"ema_decay": 0.0},
-        "weight-decay": {"weight_decay": 0.0},
-    }
+    smaller, affine, average, decay = (replace(one, name="strong") for one in study.VARIANTS)
+    moves = ("rotation", "translation", "scaling", "shear", "interpolation")
+    assert smaller == replace(STRONG, batch_size=128, max_lr=0.3, ema_decay=0.9995**4)
+    assert affine == replace(STRONG, **{name: getattr(CLASSIC, name) for name in moves})
+    assert average == replace(STRONG, ema_decay=0.0)
+    assert decay == replace(STRONG, weight_decay=0.0)
+    names = [one.name.partition("-without-")[2] for one in study.VARIANTS]
+    assert names == ["small-batches", "affine", "average", "weight-decay"]
