@@ -318,6 +318,14 @@ def train_and_evaluate(
 # ---------------------------------------------------------------------------------- run
 
 
+def print_summary(model: nn.Module) -> None:
+    """The layers by torchsummary, which counts shared ones several times, and the true number."""
+    with contextlib.suppress(Exception):  # some layers are beyond it
+        # A copy, since it moves the statistics of BatchNorm.
+        summary(copy.deepcopy(model).cpu(), (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
+    print(f"{count_parameters(model):,} parameters, each counted once")
+
+
 def run(
     experiment: Experiment,
     out_dir: Path,
@@ -336,8 +344,8 @@ def run(
     """
     begin = time.perf_counter()
     recipe, holdout, name = experiment.recipe, experiment.holdout, experiment.name
-    target = select_device(device)
     reuse_freed_memory()
+    target = select_device(device)
     loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
     torch.manual_seed(experiment.seed)
     model = build_network(experiment.model, **experiment.sizes).to(target)
@@ -345,15 +353,11 @@ def run(
     config = asdict(experiment) | {"data_dir": str(data_dir.resolve())}
     config |= run_folder.describe(target)
     folder = resumed or run_folder.new_run_folder(out_dir, name, config)
-    # A dry run is not gone on with.
     with contextlib.nullcontext() if dry_run else run_folder.at_work(folder):
         records = run_folder.load_checkpoint(folder, learner)
         if not quiet:
             print(f"{name}, device {target}, torch {torch.__version__}")
-            with contextlib.suppress(Exception):  # some layers are beyond torchsummary
-                # A copy, since it moves the statistics of BatchNorm.
-                summary(copy.deepcopy(model).cpu(), (1, IMAGE_SIZE, IMAGE_SIZE), device="cpu")
-            print(f"{count_parameters(model):,} parameters, each counted once")
+            print_summary(model)
             print("\n".join(["", table_header(holdout), *map(table_row, records)]), flush=True)
         done = len(records)
         show_bar = not quiet and sys.stdout.isatty() and sys.stderr.isatty()

@@ -26,7 +26,8 @@ try:
     from matplotlib.figure import Figure
     from scipy import stats
 except ImportError as error:
-    sys.exit(f"{error}; run: pip install -r requirements-dev.txt")
+    print(f"error: {error}; run: pip install -r requirements-dev.txt", file=sys.stderr)
+    sys.exit(2)
 
 RESULTS, README = ROOT / "results", ROOT / "README.md"
 KEY = ["model", "recipe", "seed", "holdout"]  # names a run
