@@ -41,12 +41,13 @@ def no_network() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
     """Give back what belongs to the whole process: the number of threads, and its signals."""
-    before, signals = torch.get_num_threads(), (signal.SIGTERM, signal.SIGPIPE)
-    handlers = [signal.getsignal(number) for number in signals]
+    before = torch.get_num_threads()
+    # As Python has them: fixtures of modules call scripts too, which leave theirs behind.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     torch.set_num_threads(before)
-    for number, handler in zip(signals, handlers):
-        signal.signal(number, handler)
 
 
 @pytest.fixture
