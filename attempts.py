@@ -49,6 +49,16 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def kinds(state: dict[str, Any]) -> dict[str, Any]:
+    """What tensors under which names; None for what is no tensor."""
+    return {
+        name: (value.shape, value.dtype, value.layout, value.device.type)
+        if isinstance(value, torch.Tensor)
+        else None
+        for name, value in state.items()
+    }
+
+
 def load_network(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     """The name of a network, and it with the weights in `path`, a file or the folder of a run.
 
@@ -61,7 +71,6 @@ def load_network(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     with contextlib.suppress(OSError, ValueError, TypeError):
         config |= json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
     known = name or config.get("model") or (path.stem if path.stem in attempts() else None)
-    shapes = {key: getattr(value, "shape", None) for key, value in state.items()}
     for candidate in [known] if known else attempts():
         try:
             network = build_network(candidate, **config.get("sizes", {}))
@@ -69,9 +78,12 @@ def load_network(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
             if known:
                 raise
             continue  # one that is not meant does no harm
-        if shapes == {key: value.shape for key, value in network.state_dict().items()}:
-            if not all(value.isfinite().all() for value in state.values()):
-                raise UsageError(f"{path} holds values that are not finite; train again")
+        if kinds(state) == kinds(network.state_dict()):
             network.load_state_dict(state)
+            with torch.no_grad():
+                logits = network.eval()(torch.ones(1, 1, 28, 28))
+            if not all(value.isfinite().all() for value in (logits, *state.values())):
+                raise UsageError(f"{path} holds values whose results are not finite; train again")
             return candidate, network
-    raise UsageError(f"{path} holds weights of another network than {known or attempts()}")
+    names = known or ", ".join(attempts())
+    raise UsageError(f"{path} holds weights of another network than {names}, or of another type")

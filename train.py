@@ -26,10 +26,12 @@ import ctypes
 import math
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,37 +53,75 @@ TEST_BATCH_SIZE = 250  # images; larger ones take more memory for the same resul
 # ------------------------------------------------------------------------------ recipes
 
 
+def setting(default: Any, *limits: Any) -> Any:
+    """A field of a recipe: its value in "classic"; the least and the most it can be, or a regex."""
+    return field(default=default, metadata={"limits": limits})
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting of a training, with its unit. The defaults are the recipe "classic"."""
+    """Every setting of a training, with its unit. The defaults are the recipe "classic".
 
-    name: str
-    epochs: int = 15
-    batch_size: int = 128  # images
+    Raises UsageError for a value of another type or beyond its limits.
+    """
+
+    name: str = setting("classic", r"[\w.+=-]+")
+    epochs: int = setting(15, 1, 1000)
+    batch_size: int = setting(128, 2, 9999)  # images
     # Augmentation: every image has a draw of its own, uniform within these bounds.
-    rotation: float = 7.0  # degrees, to both sides
-    translation: float = 0.0  # pixels, to both sides, along x and along y
-    scaling: float = 0.0  # 0.1 means from 1/1.1 to 1.1 times the size, uniform in the logarithm
-    shear: float = 0.0  # degrees, to both sides
-    interpolation: str = "nearest"
+    rotation: float = setting(7.0, 0, 180)  # degrees, to both sides
+    translation: float = setting(0.0, 0, 28)  # pixels, to both sides, along x and along y
+    scaling: float = setting(0.0, 0, 9)  # 0.1: from 1/1.1 to 1.1 times, uniform in the logarithm
+    shear: float = setting(0.0, 0, 80)  # degrees, to both sides
+    interpolation: str = setting("nearest", "nearest|bilinear|bicubic")
     # SGD with Nesterov momentum; OneCycleLR, stepped after every batch.
-    momentum: float = 0.9
-    weight_decay: float = 0.0  # of filters and matrices, not of biases and BatchNorm
-    max_lr: float = 0.3
-    pct_start: float = 0.2  # the part of all batches in which the learning rate rises
-    div_factor: float = 10.0  # the rate starts at max_lr / div_factor
-    final_div_factor: float = 100.0  # and ends at that / final_div_factor
+    momentum: float = setting(0.9, 0, 1)
+    weight_decay: float = setting(0.0, 0, 1)  # of filters and matrices, not of biases and BatchNorm
+    max_lr: float = setting(0.3, 1e-9, 1e9)
+    pct_start: float = setting(0.2, 0.001, 0.999)  # the part of all batches in which it rises
+    div_factor: float = setting(10.0, 1, 1e9)  # the rate starts at max_lr / div_factor
+    final_div_factor: float = setting(100.0, 1, 1e9)  # and ends at that / final_div_factor
     # Cross-entropy, for training and for the reported loss.
-    label_smoothing: float = 0.02
+    label_smoothing: float = setting(0.02, 0, 1)
     # Exponential moving average of the weights and of BatchNorm's statistics, step by step.
-    ema_decay: float = 0.0  # 0 for none
+    ema_decay: float = setting(0.0, 0, 1)  # 0 for none
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            value, limits = getattr(self, part.name), part.metadata["limits"]
+            if part.type is str:
+                fits = isinstance(value, str) and re.fullmatch(*limits, value)
+            else:
+                fits = isinstance(value, (int, part.type)) and limits[0] <= value <= limits[1]
+            if not fits:
+                must_be = f"{part.type.__name__}, {' to '.join(map(str, limits))}"
+                raise UsageError(f"recipe: {part.name} is {value!r}; it must be {must_be}")
 
     def has_ema(self, epoch: int) -> bool:
         """Whether weights are averaged in `epoch`, from 1: after those in which the rate rises."""
         return self.ema_decay > 0 and epoch > math.ceil(self.pct_start * self.epochs)
 
+    def changed(self, settings: list[str]) -> "Recipe":
+        """This recipe with such settings as "max_lr=0.2", which its name then has too."""
+        kinds = {part.name: part.type for part in fields(self)[1:]}
+        changes: dict[str, Any] = {}
+        for name, _, text in (setting.partition("=") for setting in settings):
+            if name not in kinds:
+                raise UsageError(f"--set {name}: no setting; there are {', '.join(kinds)}")
+            try:
+                changes[name] = kinds[name](text)
+            except ValueError:
+                changes[name] = text  # which the recipe refuses
+        changes = {name: value for name, value in changes.items() if value != getattr(self, name)}
+        name = "+".join([self.name, *(f"{name}={changes[name]}" for name in sorted(changes))])
+        recipe = replace(self, name=name, **changes)
+        if "ema_decay" in changes:
+            return recipe
+        # The average reaches back as many images, whatever the size of a batch.
+        return replace(recipe, ema_decay=self.ema_decay ** (recipe.batch_size / self.batch_size))
 
-CLASSIC = Recipe("classic")
+
+CLASSIC = Recipe()
 STRONG = Recipe(
     "strong",
     batch_size=32,
@@ -115,7 +155,12 @@ class Experiment:
     recipe: Recipe
     seed: int = 42  # of every random draw
     holdout: int = 0  # so many training images, the last ones, take the place of the test set
-    sizes: dict[str, Any] = field(default_factory=dict)  # arguments of the network, if any
+    sizes: dict = field(default_factory=dict)  # arguments of the network, if any
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            if not isinstance(getattr(self, part.name), part.type):
+                raise TypeError(f"{part.name} of an experiment is no {part.type.__name__}")
 
     @property
     def network(self) -> str:
@@ -233,7 +278,8 @@ class Learner:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.scheduler.step()
+        if self.scheduler.last_epoch < self.scheduler.total_steps - 1:  # the rate is not at its end
+            self.scheduler.step()
         return loss.detach(), logits.detach()
 
     def update_ema(self) -> None:
@@ -370,7 +416,10 @@ def run(
         curves = run_folder.plot_curves(records, "held out" if holdout else "test", name)
         run_folder.write_atomically(folder / "curves.png", curves)
         run_folder.write_state(folder / "weights.pt", learner.ema.state_dict())
-    print(f"\n{name}: {verdict(count_parameters(model), records, holdout)}")
+    judged = (
+        "dry run, not judged" if dry_run else verdict(count_parameters(model), records, holdout)
+    )
+    print(f"\n{name}: {judged}")
     trained = sum(record["seconds"] for record in records[done:])
     print(f"{trained:.0f} s of training, {time.perf_counter() - begin:.0f} s in all")
     if not (dry_run or quiet):
@@ -383,15 +432,7 @@ def run(
 
 def start(args: argparse.Namespace) -> None:
     """Train the model that was asked for, or all, each in a folder of its own."""
-    recipe = RECIPES[args.recipe]
-    batch_size = args.batch_size or recipe.batch_size
-    recipe = replace(
-        recipe,
-        epochs=args.epochs or recipe.epochs,
-        batch_size=batch_size,
-        # The average reaches back as many images, whatever the size of a batch.
-        ema_decay=recipe.ema_decay ** (batch_size / recipe.batch_size),
-    )
+    recipe = RECIPES[args.recipe].changed(args.settings)
     names = attempts() if args.model == "all" else [args.model]
     for name in names:
         build_network(name)  # before hours of training, where one of them cannot be
@@ -411,16 +452,16 @@ def resume(args: argparse.Namespace) -> None:
     try:
         config["recipe"] = Recipe(**config["recipe"])
         experiment = Experiment(**{part.name: config[part.name] for part in fields(Experiment)})
-        had = {key: config[key] for key in ("device", "threads")}
+        device, threads = str(config["device"]), int(config["threads"])
         data_dir = args.data_dir or Path(config["data_dir"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise UsageError(
             f"--resume {args.resume}: its config.json is damaged, or of another version; "
             "begin a new run"
         ) from None
-    if not args.threads and had["threads"] <= (os.cpu_count() or 1):
-        torch.set_num_threads(had["threads"])  # as before, for the same last digits
-    device = had["device"] if args.device == "auto" else args.device
+    if not args.threads and 0 < threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)  # as before, for the same last digits
+    device = device if args.device == "auto" else args.device
     run_folder.warn_of_changes(config, run_folder.describe(select_device(device)))
     if not (args.data_dir or data_dir.exists()):  # the clone has moved
         data_dir = DATA_DIR
@@ -448,14 +489,32 @@ GOES_WITH = {  # what may stand beside each of these options
 }
 
 
+def add_settings(parser: Parser) -> None:
+    """The options that choose a recipe and change settings of it."""
+    add = partial(parser.add_argument, dest="settings", action="append", default=[])
+    parser.add_argument(
+        "--recipe", choices=[*RECIPES], default="strong", help="default: %(default)s"
+    )
+    add(
+        "--set",
+        metavar="SETTING=VALUE",
+        help="change a setting of the recipe, as in --set max_lr=0.2",
+    )
+    add("--epochs", type="epochs={}".format, metavar="N", help="the same as --set epochs=N")
+    add(
+        "--batch-size",
+        type="batch_size={}".format,
+        metavar="N",
+        help="the same as --set batch_size=N",
+    )
+
+
 def options() -> Parser:
     """The options of the command line."""
     parser, n = Parser("train.py", __doc__), {"metavar": "N"}
     add = parser.add_argument
     add("--model", choices=[*attempts(), "all"], default="model3", help="default: %(default)s")
-    add("--recipe", choices=[*RECIPES], default="strong", help="default: %(default)s")
-    add("--epochs", type=whole_number(1, 1000), help="default: the recipe's", **n)
-    add("--batch-size", type=whole_number(2, 9999), help="default: the recipe's", **n)
+    add_settings(parser)
     seed = "of every random draw (default: %(default)s)"
     add("--seed", type=whole_number(0, 2**32 - 1), default=42, help=seed, **n)
     device = "default: %(default)s, the first of cuda, mps and cpu that is there"

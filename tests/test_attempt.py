@@ -59,7 +59,7 @@ def call(name, *words):
     print(f"<{name} {words[0] if words else ''}: {code}>", flush=True)
 
 if __name__ == "__main__":
-    run = "runs/model_small-strong-seed42"
+    run = "runs/model_small-strong+epochs=5-seed42"
     options = ["--device", "cpu", "--threads", "1", "--epochs", "5"]
     call("train", "--model", "model_small", *options)
     pathlib.Path(run, "weights.pt").rename("weights/model_small.pt")
@@ -102,8 +102,12 @@ def test_one_file_is_an_attempt(clone: Path, mnist: dict) -> None:
     parts = done.stdout.split("<train --model: 0>")
     assert "|     5 |" in parts[0] and "yes  376 parameters" in parts[0]
     assert "model_small, mean of nine views: test loss" in done.stdout
-    assert all(f"{name}-strong-seed42: test" in parts[1] for name in ("model1", "model_small"))
-    assert len([*(clone / "runs/model_small-strong-seed42").glob("model_small-*.png")]) == 5
+    assert all(
+        f"{name}-strong+epochs=1-seed42: dry run" in parts[1] for name in ("model1", "model_small")
+    )
+    assert (
+        len([*(clone / "runs/model_small-strong+epochs=5-seed42").glob("model_small-*.png")]) == 5
+    )
     assert "Model_small: 376 parameters" in (clone / "RF.md").read_text()
     assert len([*(clone / "weights").glob("model_small*.onnx")]) == 2
     rows = [line for line in done.stdout.splitlines() if "model_small" in line and "|" in line]

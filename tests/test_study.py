@@ -73,6 +73,19 @@ def test_a_study_trains_what_has_no_record(steps, results, monkeypatch, capsys) 
     assert tables.read_epochs(results)["loss"].equals(epochs["loss"])
 
 
+def test_a_changed_recipe_has_another_name(steps, results, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(study, "in_a_process_of_its_own", lambda task, one: task(one))
+    command = ["--model", "model3", "--recipe", "own", "--seeds", "1", "--processes", "1"]
+    changed = [*command, "--set", "max_lr=0.2", "--epochs", "1"]
+    assert study.main(changed) == 0 and steps.taken == 4
+    assert study.main([*changed, "--set", "max_lr=0.1"]) == 0 and steps.taken == 4 + 4  # the last
+    assert study.main([*command, "--out", str(results / "tries" / "two")]) == 0
+    names = ["own+epochs=1", "own+epochs=1+max_lr=0.2"]  # 0.1 is what the recipe has
+    assert [*tables.read(results, "runs.csv")["recipe"]] == names
+    assert [*tables.read(results / "tries" / "two", "runs.csv")["recipe"]] == ["own"]
+    assert "own+epochs=1+max_lr=0.2" in (results / "README.md").read_text()
+
+
 def test_a_half_finished_run_goes_on_where_it_stopped(steps, tmp_path: Path) -> None:
     """A smaller size, which is taken up by its name, and held-out images, which have no views."""
     one = Experiment("model4", OWN, 5, 100, study.SIZES[0])

@@ -4,10 +4,12 @@
     python -m tools.study --model all --recipe classic --seeds 0-2,42
     python -m tools.study --ablation      # each ingredient taken out of the recipe "strong"
     python -m tools.study --sizes         # smaller sizes of model4
+    python -m tools.study --model model3 --seeds 0-4 --set max_lr=0.2 --out tries
     python -m tools.study --model model4 --seeds 0-49 --scheduler tcp://HOST:8786    # Dask
 
 What is on record in results/ is not trained, unless --again says so; a half-finished run goes on
-where it stopped. In the end the tables and pictures are made anew, as by python -m tools.tables.
+where it stopped. The name of a changed recipe has its changes, in tables too. In the end the
+tables and pictures are made anew, as by python -m tools.tables.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from attempts import attempts, build_network
@@ -29,7 +32,7 @@ from run_folder import LAST_EPOCHS, EpochRecord
 from script import Parser, RunError, UsageError, exit_code, whole_number
 from tools import tables
 from tools.worker import end_with_parent, key_of, train_one
-from train import CLASSIC, RECIPES, STRONG, Experiment, Recipe
+from train import CLASSIC, RECIPES, STRONG, Experiment, Recipe, add_settings
 
 MOST_SEEDS = 10_000
 CONNECT_SECONDS = 10  # for the scheduler of a cluster to answer
@@ -94,8 +97,9 @@ def train_all(
     task: Task,
     processes: int | None = None,
     scheduler: str | None = None,
+    results: Path | None = None,
 ) -> None:
-    """Train every experiment, and keep its record as it ends.
+    """Train every experiment, and keep its record as it ends, in `results` or that of the project.
 
     Raises RunError in the end when a run failed or its process was killed; the others are kept.
     """
@@ -106,7 +110,7 @@ def train_all(
             name = futures[future]
             try:
                 row, records = future.result()
-                tables.keep_record(row, records, tables.RESULTS)
+                tables.keep_record(row, records, results or tables.RESULTS)
             except Exception as error:  # of one run: the others go on
                 failed.append(name)
                 reason = str(error).partition("\n")[0]
@@ -137,7 +141,7 @@ def seed_range(text: str) -> list[int]:
 
 def jobs(args: argparse.Namespace) -> tuple[str, list[Experiment]]:
     """The name of the table that shows what was asked for, and all of its experiments."""
-    recipe = RECIPES[args.recipe]
+    recipe = RECIPES[args.recipe].changed(args.settings)
     if args.ablation:
         pairs = itertools.product(args.seeds or range(3), [STRONG, *VARIANTS])
         return "ablation", [Experiment(NETWORK, recipe, seed, HOLDOUT) for seed, recipe in pairs]
@@ -155,7 +159,9 @@ def jobs(args: argparse.Namespace) -> tuple[str, list[Experiment]]:
 def study(args: argparse.Namespace) -> None:
     """Train what is missing, then bring the tables and pictures up to date."""
     table, experiments = jobs(args)
-    runs = tables.read(tables.RESULTS, "runs.csv")[tables.KEY]
+    results = args.out or tables.RESULTS
+    results.mkdir(parents=True, exist_ok=True)
+    runs = tables.read(results, "runs.csv")[tables.KEY]
     done = [] if args.again else runs.to_dict("records")
     for name in {one.model for one in experiments}:
         build_network(name)  # here, where one that cannot be ends the study
@@ -164,10 +170,10 @@ def study(args: argparse.Namespace) -> None:
     try:
         if todo:
             task = functools.partial(train_one, again=args.again)
-            train_all(todo, task, args.processes, args.scheduler)
+            train_all(todo, task, args.processes, args.scheduler, results)
     finally:
-        made = tables.update()
-    print(made[table])
+        made = {} if args.out else tables.update()
+    print(made.get(table) or tables.markdown(tables.summary(tables.read_records(results)), 2))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -177,17 +183,19 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--model", choices=[*attempts(), "all"], default="model3", help=default)
     what.add_argument("--ablation", action="store_true", help="take parts out of the recipe strong")
     what.add_argument("--sizes", action="store_true", help=f"train smaller sizes of {NETWORK}")
-    add("--recipe", choices=[*RECIPES], default="strong", help=default)
+    add_settings(parser)
     add("--seeds", type=seed_range, help="0-19, 42 or 0-4,42")
     holdout = "train without the last N training images, and judge on them, as for tuning"
     add("--holdout", type=whole_number(0, 50_000), default=0, metavar="N", help=holdout)
+    out = "keep records in this folder, and leave those of the project and its tables as they are"
+    add("--out", type=Path, metavar="DIR", help=out)
     add("--again", action="store_true", help="train also what is on record")
     at_once = "at the same time (default: one per core)"
     add("--processes", type=whole_number(1, 1024), metavar="N", help=at_once)
     cluster = "train on the workers of this Dask scheduler, as tcp://HOST:8786"
     add("--scheduler", metavar="ADDRESS", help=cluster)
     args = parser.parse_args(argv)
-    if args.ablation and args.recipe != STRONG.name:
+    if args.ablation and (args.recipe != STRONG.name or args.settings):
         parser.error("--ablation is of the recipe strong")
     return exit_code("python -m tools.study", study, args)
 
