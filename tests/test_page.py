@@ -23,6 +23,8 @@ from torch import nn
 
 import predict
 from attempts import load_network
+from mnist import DATA_DIR, load_mnist
+from tools import tables
 from tools.page import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,10 +140,18 @@ def guesses(browser: Browser, network: str, images: torch.Tensor) -> np.ndarray:
     return np.array(json.loads(browser.execute_script(script % network, pixels)))
 
 
-def test_the_page_is_up_to_date_and_a_stale_one_is_told(monkeypatch, capsys) -> None:
-    assert build.main(["--check"]) == 0
+def test_the_page_is_up_to_date_and_its_weights_are_those_on_record(monkeypatch, capsys) -> None:
+    found = build.networks(*load_mnist(DATA_DIR, train=False))
     assert capsys.readouterr().out == ""  # none is left out
+    monkeypatch.setattr(build, "networks", lambda *arguments: found)
+    assert build.main(["--check"]) == 0
     assert build.PAGE.stat().st_size < 200_000
+    runs = tables.read_records().query("recipe == 'strong' and seed == 42 and holdout == 0")
+    on_record = runs.set_index("model")["acc"]
+    for network in found:
+        # Another processor rounds otherwise: a digit between two guesses may fall to another side.
+        accuracy = float(network["accuracy"])
+        assert accuracy == pytest.approx(on_record[network["name"]], abs=0.011)
     monkeypatch.setattr(build, "networks", lambda *arguments: [])
     assert build.main(["--check"]) == 1
     assert "stale" in capsys.readouterr().err

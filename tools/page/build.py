@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from attempts import count_parameters, load_network
-from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, load_mnist
-from predict import classify
+from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Loader, load_mnist
 from run_folder import ROOT, write_atomically
 from script import Parser, RunError, UsageError, exit_code
 from tools.trace import Step, trace
+from train import TEST_BATCH_SIZE, evaluate
 
 SOURCE = Path(__file__).parent
 WEIGHTS = ROOT / "weights"
@@ -136,8 +136,8 @@ def networks(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     for path in sorted(WEIGHTS.glob("*.pt"), key=lambda path: (len(path.stem), path.stem)):
         try:
             name, model = load_network(path, path.stem)
-            right = classify(model, images[:, 0]).argmax(dim=1) == labels
-            accuracy = f"{100 * right.double().mean().item():.2f}"
+            loader = Loader(images, labels, TEST_BATCH_SIZE)
+            accuracy = f"{evaluate(model, loader, nn.CrossEntropyLoss())[1]:.2f}"
             entry = {"name": name, "parameters": count_parameters(model), "accuracy": accuracy}
             entry["layers"] = layers(model)
             if len(json.dumps([*found, entry])) > MOST_BYTES:
