@@ -82,8 +82,9 @@ def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
             return convolution(settings["weight"], settings["bias"], **sizes)
         case "linear" if source.ndim == 2:
             return convolution(settings["weight"][:, :, None, None], settings["bias"])
-        case "batch_norm":  # into this one, which changes nothing by itself, it is folded
-            return convolution(torch.ones(shape[1], 1, 1, 1), None, groups=shape[1])
+        case "batch_norm" | "div" if isinstance(divisor := settings.get("other", 1), (int, float)):
+            # Into this one, which changes nothing by itself, BatchNorm is folded.
+            return convolution(torch.full((shape[1], 1, 1, 1), 1 / divisor), None, groups=shape[1])
         case "max_pool2d" | "avg_pool2d" if single(step, "padding") == 0:
             size, kind = single(step, "kernel_size"), step.name.partition("_")[0]
             stride = single(step, "stride") if settings["stride"] else size
