@@ -170,7 +170,7 @@ def test_loss_that_is_not_finite_ends_the_run(mnist: dict) -> None:
 
 
 @pytest.mark.parametrize("recipe", train.RECIPES.values(), ids=train.RECIPES)
-@pytest.mark.parametrize("name", ["model1", "model2", "model3", "model4"])
+@pytest.mark.parametrize("name", ["model1", "model2", "model3", "model4", "model5"])
 def test_training_comes_to_the_losses_on_file(
     name: str, recipe: train.Recipe, small_mnist: dict
 ) -> None:
