@@ -63,12 +63,6 @@ def plot_confusion(matrix: Tensor, name: str) -> Figure:
     return figure
 
 
-def caption(labels: Tensor, probabilities: Tensor, index: int) -> str:
-    """Label, guess and confidence of one image."""
-    confidence, guess = probabilities[index].max(dim=0)
-    return f"{labels[index]} → {guess}  {100 * confidence:.0f} %"
-
-
 def by_sureness(labels: Tensor, probabilities: Tensor) -> tuple[Tensor, int]:
     """The numbers of all images, the surest mistakes first; and how many mistakes there are."""
     confidences, guesses = probabilities.max(dim=1)
@@ -77,9 +71,9 @@ def by_sureness(labels: Tensor, probabilities: Tensor) -> tuple[Tensor, int]:
 
 
 def plot_digits(
-    images: Tensor, captions: list[str], title: str, maps: Tensor | None = None
+    images: Tensor, labels: Tensor, probabilities: Tensor, title: str, maps: Tensor | None = None
 ) -> Figure:
-    """Images (N, 1, 28, 28) from 0 to 255, a caption below each; `maps` (N, 28, 28) lie over them.
+    """Each image with label, guess and confidence, and a map (28, 28) laid over it, if there are.
 
     Maps are from 0, which is transparent, to 1.
     """
@@ -87,28 +81,28 @@ def plot_digits(
     height = line * max(math.ceil(len(images) / columns), 1)
     figure = Figure(figsize=(WIDTH, WIDTH * height / columns + 0.4), layout="constrained")
     axes = figure.subplots()
-    axes.set(title=title, xlim=(0, columns), ylim=(height, 0))
+    axes.set(title=f"{title} (label → guess, confidence)", xlim=(0, columns), ylim=(height, 0))
     axes.axis("off")
     # A range that begins below zero makes the paper light gray, and so shows its edges.
     style = {"cmap": "gray_r", "vmin": -20, "vmax": 255, "interpolation": "nearest"}
-    for place, text in enumerate(captions):
+    for place, (confidence, guess) in enumerate(zip(*probabilities.max(dim=1))):
         x, y = place % columns, line * (place // columns)
         box = (x, x + 0.94, y + 0.94, y)
         axes.imshow(images[place, 0].numpy(), extent=box, **style)
         if maps is not None:
             heat = maps[place].numpy()
             axes.imshow(heat, extent=box, cmap="autumn_r", vmin=0, vmax=1, alpha=0.7 * heat)
+        text = f"{labels[place]} → {guess}  {100 * confidence:.0f} %"
         axes.text(x + 0.47, y + 1.04, text, ha="center", va="center", fontsize=8)
     return figure
 
 
 def plot_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: str) -> Figure:
-    """Each misclassified image with label, guess and confidence; the surest mistakes first."""
+    """Each misclassified image; the surest mistakes first."""
     order, mistakes = by_sureness(labels, probabilities)
     drawn = order[: min(mistakes, MOST_MISTAKES)]
-    count = f"{name}: {len(drawn)} of {mistakes:,} mistakes, the surest first"
-    captions = [caption(labels, probabilities, index) for index in drawn.tolist()]
-    return plot_digits(images[drawn], captions, f"{count} (label → guess, confidence)")
+    title = f"{name}: {len(drawn)} of {mistakes:,} mistakes, the surest first"
+    return plot_digits(images[drawn], labels[drawn], probabilities[drawn], title)
 
 
 def plot_accuracy(matrix: Tensor, name: str) -> Figure:
@@ -253,9 +247,9 @@ def report(args: argparse.Namespace) -> None:
         "receptive-field": plot_receptive_field(model, fifth, name),
     }
     if cam:
-        captions = [caption(labels, probabilities, index) for index in shown.tolist()]
-        title = f"{name}: Grad-CAM of {cam[0]}, mistakes first (label → guess, confidence)"
-        figures["grad-cam"] = plot_digits(images[shown], captions, title, cam[1])
+        title = f"{name}: Grad-CAM of {cam[0]}, mistakes first"
+        digits = images[shown], labels[shown], probabilities[shown]
+        figures["grad-cam"] = plot_digits(*digits, title, cam[1])
     for key, figure in figures.items():
         path = out / f"{name}-{key}.png"
         write_atomically(path, png(figure))
