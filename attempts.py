@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from run_folder import ROOT, read_state
-from script import UsageError
+from script import UsageError, regular_file
 
 
 def attempts() -> list[str]:
@@ -69,7 +69,7 @@ def load_network(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
         path = path / "weights.pt" if path.is_dir() else path
     state, config = read_state(path), {}
     with contextlib.suppress(OSError, ValueError, TypeError):
-        config |= json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+        config |= json.loads(regular_file(path.with_name("config.json")).read_text("utf-8"))
     known = name or config.get("model") or (path.stem if path.stem in attempts() else None)
     for candidate in [known] if known else attempts():
         try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from script import UsageError
+from script import UsageError, regular_file
 
 if TYPE_CHECKING:
     from train import Recipe
@@ -52,7 +52,8 @@ def read_archive(path: Path) -> Tensor:
     four bytes each; the numbers (http://yann.lecun.com/exdb/mnist).
     """
     try:
-        content = np.frombuffer(bytearray(gzip.decompress(path.read_bytes())), dtype=np.uint8)
+        unpacked = gzip.decompress(regular_file(path).read_bytes())
+        content = np.frombuffer(bytearray(unpacked), dtype=np.uint8)
         begin = 4 + 4 * int(content[3])
         shape = content[4:begin].view(">u4").tolist()
         return torch.from_numpy(content[begin:].reshape(shape))

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from script import RunError, UsageError
+from script import RunError, UsageError, regular_file
 
 MAX_PARAMETERS, MAX_EPOCHS, MIN_ACCURACY, LAST_EPOCHS = 8_000, 15, 99.4, 5  # the challenge
 ROOT = Path(__file__).resolve().parent
@@ -69,11 +69,13 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 def read_state(path: Path) -> dict[str, Any]:
     """What `write_state` wrote. Runs no code that a file may hold; UsageError if damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular_file(path)) as archive:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile  # torch.load looks at no checksum
         with warnings.catch_warnings(action="ignore"):  # torch warns of what it then refuses
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except Exception:  # torch.load raises a dozen types for what is not its own
@@ -111,7 +113,7 @@ def new_run_folder(out_dir: Path, name: str, config: dict[str, Any]) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """What the run in `folder` was begun as, and on; UsageError where there is none."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(regular_file(folder / "config.json").read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"--resume {folder}: no run to go on with ({error.strerror})") from None
     except (ValueError, RecursionError):

@@ -4,14 +4,23 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 
-class UsageError(Exception):
+class OneLineError(Exception):
+    """Its text is one line: what else the name of a file may hold is shown as an escape."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class UsageError(OneLineError):
     """What the user gave is wrong; the message is one line and says what to do. Exit code 2."""
 
 
-class RunError(Exception):
+class RunError(OneLineError):
     """The run cannot go on; the message is one line and says what to do. Exit code 1."""
 
 
@@ -23,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, None, description, formatter_class=style, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {UsageError(message)}\n")
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -35,6 +44,13 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def regular_file(path: Path) -> Path:
+    """`path` itself; UsageError where it is a folder, or a pipe or device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file")
+    return path
 
 
 def exit_code(prog: str, command: Callable[..., int | None], *arguments: Any) -> int:

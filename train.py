@@ -3,8 +3,8 @@
     python train.py                     # model3, 15 epochs, on the best device there is
     python train.py --model all         # every attempt, one after the other
     python train.py --model model4 --recipe fast    # four epochs: 99.4 % on average
-    python train.py --resume runs/model3-strong-seed42
     python train.py --evaluate weights/model3.pt
+    python train.py --resume FOLDER     # goes on with a run that was stopped
 
 The challenge: at most 8,000 parameters, at most 15 epochs, and at least 99.4 % test
 accuracy in every one of the last five epochs. What a run prints, a row as each epoch ends:

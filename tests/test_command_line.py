@@ -143,6 +143,26 @@ def test_bad_command_line(line: str, call: Call, monkeypatch) -> None:
     assert content(Path()) == before
 
 
+@pytest.mark.parametrize("line", ["--evaluate {}", "--resume {}", "{}"])
+def test_a_line_break_in_a_name_is_shown_escaped(line: str, call: Call) -> None:
+    assert_refused(call(*line.format("two\nlines").split(" ")), r"two\nlines")
+
+
+def test_what_may_never_end_is_not_read(stopped: Path, call: Call) -> None:
+    """Devices and pipes, by any name: nobody writes into this one."""
+    assert_refused(call("--evaluate", "/dev/zero"), "/dev/zero is no regular file")
+    for name in ("checkpoint.pt", "config.json"):
+        (stopped / name).unlink()
+        os.mkfifo(stopped / name)
+        assert_refused(call("--resume", stopped, "--quiet"), f"{name} is no regular file")
+    os.mkfifo("weights.pt")
+    os.mkfifo("config.json")
+    assert_refused(call("--evaluate", "weights.pt"), "weights.pt is no regular file")
+    Path("weights.pt").unlink()
+    Path("weights.pt").write_bytes(WHOLE)
+    assert_refused(call("--evaluate", "weights.pt"), "config.json is no regular file")
+
+
 # ------------------------------------------------------------------------- damaged files
 
 

@@ -28,6 +28,7 @@ def test_commands_of_the_documents_exist(capsys: pytest.CaptureFixture[str]) -> 
         with pytest.raises(SystemExit):
             importlib.import_module(tool or script).main(["--help"])
         known = capsys.readouterr().out
+        assert "--resume " not in rest  # of a run that a command above it has finished
         for option in re.findall("--[a-z0-9-]+", rest):
             assert re.search(rf"{option}\b", known), (tool or script, option)
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attempts import build_network
 from mnist import DATA_DIR, Loader, load_mnist
 from run_folder import write_state
+from script import UsageError
 from tools import report
 
-PICTURES = ("confusion", "mistakes", "accuracy", "features", "receptive-field")
+PICTURES = ("confusion", "mistakes", "accuracy", "features", "receptive-field", "grad-cam")
 
 
 @pytest.fixture
@@ -64,6 +66,30 @@ def test_feature_maps_are_those_that_the_layers_read() -> None:
         assert torch.allclose(logits, model(image[None])[0], atol=1e-6)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))  # has a picture without maps
     assert len(report.plot_features(linear, image, "model_small").axes) == 1
+
+
+@pytest.mark.parametrize(("layer", "depth"), [(None, 7), ("block3.4", 5)])
+def test_grad_cam_against_hand_computation(layer: str | None, depth: int) -> None:
+    """Behind block3 stand a mean of 3 x 3 and a linear layer; behind block3.4 a ReLU, in place."""
+    torch.manual_seed(0)
+    model, images = build_network("model3").eval(), torch.randn(5, 1, 28, 28)
+    with torch.inference_mode():
+        weights = model.head[-1].weight[model(images).argmax(dim=1)]
+        maps = model.block3[:depth](model.block2(model.block1(images)))
+    passed = 1 if depth == 7 else (maps > 0).float().mean(dim=(2, 3))  # by the ReLU
+    expected = torch.einsum("nchw,nc->nhw", maps, weights * passed).relu()
+    expected = F.interpolate(expected[:, None], (28, 28), mode="bilinear")[:, 0]
+    name, found = report.grad_cam(model, images, layer)
+    assert name == (layer or "block3") and found.amax(dim=(1, 2)).tolist() == [1] * 5
+    assert torch.allclose(found, expected / expected.amax(dim=(1, 2), keepdim=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["block9", "head", "head.2"])
+def test_grad_cam_of_what_makes_no_maps(layer: str) -> None:
+    with pytest.raises(UsageError, match=f"--grad-cam {layer}: .*; there are block1.0, .*head.0$"):
+        report.grad_cam(build_network("model3"), torch.zeros(1, 1, 28, 28), layer)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))  # has no such picture
+    assert report.grad_cam(linear, torch.zeros(1, 1, 28, 28), None) is None
 
 
 def test_gradients_of_a_linear_network_are_its_weights() -> None:

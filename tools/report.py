@@ -1,16 +1,18 @@
 """Draw how a trained network does on the 10,000 test digits, and what it looks like inside.
 
     python -m tools.report runs/model3-strong-seed42    # a run folder, or a file of weights
-    python -m tools.report weights/model4.pt --out results
+    python -m tools.report weights/model4.pt --out results --grad-cam blocks.5
 
-Writes five PNGs beside the weights, or into --out: which digits are taken for which, every
-mistake, the accuracy of each digit, filters and feature maps, and the effective receptive field.
+Writes six PNGs beside the weights, or into --out: which digits are taken for which, every
+mistake, the accuracy of each digit, filters and feature maps, the effective receptive field, and
+Grad-CAM of a layer: what on a digit speaks for the guess.
 """
 
 import argparse
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +21,21 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 from torchvision.utils import make_grid
 
 from attempts import load_network
 from mnist import DATA_DIR, STD, Loader, load_mnist, normalize
 from predict import classify
 from run_folder import png, write_atomically
-from script import Parser, exit_code
+from script import Parser, UsageError, exit_code
 from tools.receptive_field import layers
 from tools.trace import trace
 
 WIDTH = 7.5  # inches: 900 pixels, the width of a README
 BATCH_SIZE = 250  # images
 MOST_MISTAKES = 500  # drawn at most: an untrained network makes 9,000
+SHOWN_DIGITS = 40  # with Grad-CAM
 SHOWN_IMAGE = 1  # of the test set, for the feature maps: a 2 with strokes at every angle
 
 
@@ -59,27 +63,46 @@ def plot_confusion(matrix: Tensor, name: str) -> Figure:
     return figure
 
 
-def plot_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: str) -> Figure:
-    """Each misclassified image with label, guess and confidence; the surest mistakes first."""
+def by_sureness(labels: Tensor, probabilities: Tensor) -> tuple[Tensor, int]:
+    """The numbers of all images, the surest mistakes first; and how many mistakes there are."""
     confidences, guesses = probabilities.max(dim=1)
-    wrong = (guesses != labels).nonzero()[:, 0]
-    wrong = wrong[confidences[wrong].argsort(descending=True, stable=True)]
-    drawn = wrong[:MOST_MISTAKES].tolist()
+    wrong = guesses != labels
+    return (confidences * wrong).argsort(descending=True, stable=True), wrong.sum().item()
+
+
+def plot_digits(
+    images: Tensor, labels: Tensor, probabilities: Tensor, title: str, maps: Tensor | None = None
+) -> Figure:
+    """Each image with label, guess and confidence, and a map (28, 28) laid over it, if there are.
+
+    Maps are from 0, which is transparent, to 1.
+    """
     columns, line = 10, 1.2
-    height = line * max(math.ceil(len(drawn) / columns), 1)
+    height = line * max(math.ceil(len(images) / columns), 1)
     figure = Figure(figsize=(WIDTH, WIDTH * height / columns + 0.4), layout="constrained")
     axes = figure.subplots()
-    count = f"{name}: {len(drawn)} of {len(wrong):,} mistakes, the surest first"
-    axes.set(title=f"{count} (label → guess, confidence)", xlim=(0, columns), ylim=(height, 0))
+    axes.set(title=f"{title} (label → guess, confidence)", xlim=(0, columns), ylim=(height, 0))
     axes.axis("off")
     # A range that begins below zero makes the paper light gray, and so shows its edges.
     style = {"cmap": "gray_r", "vmin": -20, "vmax": 255, "interpolation": "nearest"}
-    for place, index in enumerate(drawn):
+    for place, (confidence, guess) in enumerate(zip(*probabilities.max(dim=1))):
         x, y = place % columns, line * (place // columns)
-        axes.imshow(images[index, 0].numpy(), extent=(x, x + 0.94, y + 0.94, y), **style)
-        text = f"{labels[index]} → {guesses[index]}  {100 * confidences[index]:.0f} %"
+        box = (x, x + 0.94, y + 0.94, y)
+        axes.imshow(images[place, 0].numpy(), extent=box, **style)
+        if maps is not None:
+            heat = maps[place].numpy()
+            axes.imshow(heat, extent=box, cmap="autumn_r", vmin=0, vmax=1, alpha=0.7 * heat)
+        text = f"{labels[place]} → {guess}  {100 * confidence:.0f} %"
         axes.text(x + 0.47, y + 1.04, text, ha="center", va="center", fontsize=8)
     return figure
+
+
+def plot_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: str) -> Figure:
+    """Each misclassified image; the surest mistakes first."""
+    order, mistakes = by_sureness(labels, probabilities)
+    drawn = order[: min(mistakes, MOST_MISTAKES)]
+    title = f"{name}: {len(drawn)} of {mistakes:,} mistakes, the surest first"
+    return plot_digits(images[drawn], labels[drawn], probabilities[drawn], title)
 
 
 def plot_accuracy(matrix: Tensor, name: str) -> Figure:
@@ -174,8 +197,39 @@ def plot_receptive_field(model: nn.Module, loader: Loader, name: str) -> Figure:
     return figure
 
 
+def grad_cam(model: nn.Module, images: Tensor, layer: str | None) -> tuple[str, Tensor] | None:
+    """Where `layer` sees what speaks for the guess on normalised images: (N, 28, 28), 0 to 1.
+
+    The layer is a name of named_modules(), by default the last that makes maps larger than a
+    pixel; its name is returned too. Without one there is no picture. UsageError where it makes no
+    maps. Grad-CAM (Selvaraju et al., 2017): the maps of the layer, each weighted by the mean
+    gradient of the logit, are summed up, and what is negative is left out.
+    """
+    names, found = {module: name for name, module in model.named_modules()}, {}
+
+    def keep(module: nn.Module, inputs: tuple, output: Any) -> Tensor | None:
+        if not (module in names and isinstance(output, Tensor) and output.ndim == 4):
+            return None
+        found[names[module]] = output
+        return output * 1  # a copy, for what works in place
+
+    with register_module_forward_hook(keep):
+        logits = model.eval()(images.requires_grad_() * 1)
+    if layer and layer not in found:
+        there = ", ".join(found) or "none"
+        raise UsageError(f"--grad-cam {layer}: no layer with maps (N, C, H, W); there are {there}")
+    layer = layer or next((name for name in reversed(found) if found[name].shape[-1] > 1), None)
+    if not layer:
+        return None
+    best = logits.max(dim=1).values.sum()
+    (gradient,) = torch.autograd.grad(best, found[layer], materialize_grads=True)
+    maps = (found[layer] * gradient.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
+    maps = functional.interpolate(maps.detach(), images.shape[2:], mode="bilinear")[:, 0]
+    return layer, maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)
+
+
 def report(args: argparse.Namespace) -> None:
-    """Write the five pictures and print where they are."""
+    """Write the pictures and print where they are."""
     name, model = load_network(args.path)
     out = args.out or (args.path if args.path.is_dir() else args.path.parent)
     out.mkdir(parents=True, exist_ok=True)
@@ -183,13 +237,20 @@ def report(args: argparse.Namespace) -> None:
     fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
     probabilities = classify(model, images[:, 0])
     matrix = confusion_matrix(labels, probabilities.argmax(dim=1))
-    for key, figure in {
+    shown = by_sureness(labels, probabilities)[0][:SHOWN_DIGITS]
+    cam = grad_cam(model, normalize(images[shown] / 255), args.grad_cam)
+    figures = {
         "confusion": plot_confusion(matrix, name),
         "mistakes": plot_mistakes(images, labels, probabilities, name),
         "accuracy": plot_accuracy(matrix, name),
         "features": plot_features(model, normalize(images[SHOWN_IMAGE] / 255), name),
         "receptive-field": plot_receptive_field(model, fifth, name),
-    }.items():
+    }
+    if cam:
+        title = f"{name}: Grad-CAM of {cam[0]}, mistakes first"
+        digits = images[shown], labels[shown], probabilities[shown]
+        figures["grad-cam"] = plot_digits(*digits, title, cam[1])
+    for key, figure in figures.items():
         path = out / f"{name}-{key}.png"
         write_atomically(path, png(figure))
         print(path)
@@ -202,6 +263,8 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("path", type=Path, metavar="RUN_FOLDER_OR_WEIGHTS")
     add("--out", type=Path, metavar="DIR", help="default: beside the weights")
+    layer = "for Grad-CAM, a name of named_modules() (default: the last that has maps)"
+    add("--grad-cam", metavar="LAYER", help=layer)
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="default: data")
     return exit_code(prog, report, parser.parse_args(argv))
 

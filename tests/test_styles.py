@@ -1,0 +1,159 @@
+"""Networks in six styles, each a file of its own, through the tools that look inside one."""
+
+import pytest
+import torch
+
+import attempts
+from run_folder import write_state
+from tools import export, receptive_field, report
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HEAD = '''"""An attempt."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.build()
+
+
+'''
+STYLES = {  # the network, its receptive field by hand, and the last layer that makes maps
+    "plain": (
+        """
+class Model_plain(Own):
+    def build(self):
+        self.one, self.two = nn.Conv2d(1, 4, 3, bias=False), nn.Conv2d(4, 6, 3, stride=2)
+        self.norm, self.out = nn.BatchNorm2d(4), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.norm(self.one(x)).relu_()
+        return self.out(self.two(x).tanh().mean(dim=(2, 3)))
+""",
+        *(27, "two"),
+    ),
+    "nested": (
+        """
+class Block(Own):
+    def build(self):
+        norm = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        bent = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), norm)
+        self.paths = nn.ModuleDict({"straight": nn.Identity(), "bent": bent})
+
+    def forward(self, x):
+        return sum(path(x) for path in self.paths.values())
+
+
+class Model_nested(Own):
+    def build(self):
+        deep = nn.Sequential(Block(), nn.Sequential(Block(), nn.AvgPool2d(13)))
+        self.stages = nn.ModuleList([nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), deep])
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
+
+    def forward(self, x):
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+""",
+        *(36, "stages.2.1.0"),
+    ),
+    "functional": (
+        """
+class Model_functional(Own):
+    def build(self):
+        self.filters = nn.Parameter(torch.randn(5, 1, 5, 5) / 5)
+        self.depthwise = nn.Parameter(torch.randn(5, 1, 3, 3) / 3)
+        self.matrix = nn.Parameter(torch.randn(5, 10) / 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(F.conv2d(x, self.filters, padding=2)), 2)
+        x = F.silu(F.conv2d(x, self.depthwise, groups=5, dilation=2))
+        return F.adaptive_avg_pool2d(x, 1).flatten(1) @ self.matrix
+""",
+        *(32, None),
+    ),
+    "shared": (
+        """
+class Model_shared(Own):
+    def build(self):
+        self.first, self.again = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, padding=1)
+        self.tied = nn.Conv2d(6, 6, 3, padding=1)
+        self.tied.weight = self.again.weight
+        self.norm, self.out = nn.BatchNorm2d(6), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.first(x), 2)
+        for layer in (self.again, self.again, self.tied):
+            x = F.relu(self.norm(layer(x)), inplace=True) + x
+        return self.out(x.mean(dim=(2, 3)))
+""",
+        *(40, "tied"),
+    ),
+    "concatenation": (
+        """
+class Model_concatenation(Own):
+    def build(self):
+        self.layers = nn.ModuleList(nn.Conv2d(2 * n + 1, 2, 3, padding=1) for n in range(3))
+        self.narrow, self.out = nn.Conv2d(7, 8, 1), nn.Linear(8, 10)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.cat([x, torch.sigmoid(layer(x))], dim=1)
+        left, right = F.max_pool2d(self.narrow(x), 4).chunk(2, dim=1)
+        return self.out(torch.cat([right, left * 2], dim=1).mean((2, 3)))
+""",
+        *(34, "narrow"),
+    ),
+    "bare": (
+        """
+class Model_bare(Own):
+    def build(self):
+        convolutions = nn.Conv2d(1, 4, 4, stride=2), nn.SELU(), nn.Conv2d(4, 4, 3)
+        rest = nn.Dropout2d(0.1), nn.LeakyReLU(), nn.Flatten(), nn.Linear(4 * 11 * 11, 10)
+        self.body = nn.Sequential(*convolutions, *rest)
+
+    def forward(self, x):
+        return self.body(x)
+""",
+        *(28, "body.4"),
+    ),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_tools_take_a_network_in_any_style(style, mnist, tmp_path, monkeypatch, capsys) -> None:
+    source, field, layer = STYLES[style]
+    name = f"model_{style}"
+    (tmp_path / f"{name}.py").write_text(HEAD + source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(attempts, "ROOT", tmp_path)
+    few = tuple(part[:200] for part in mnist["test"])
+    for tool in (report, export):
+        monkeypatch.setattr(tool, "load_mnist", lambda data_dir, train: few)
+    titles = []  # of the pictures, which are not painted
+    monkeypatch.setattr(
+        report, "png", lambda figure: titles.extend(axes.get_title() for axes in figure.axes) or b""
+    )
+    torch.manual_seed(0)
+    weights = tmp_path / f"{name}.pt"
+    write_state(weights, attempts.build_network(name).state_dict())
+
+    assert report.main([str(weights)]) == 0
+    named = [title.split()[3].rstrip(",") for title in titles if "Grad-CAM" in title]
+    assert named == ([layer] if layer else [])
+
+    rf_md = tmp_path / "RF.md"
+    rf_md.write_text("# Receptive fields\n")
+    monkeypatch.setattr(receptive_field, "RF_MD", rf_md)
+    assert receptive_field.main([]) == 0
+    text = rf_md.read_text()
+    assert f"## Model_{style}: " in text and f"receptive field {field} px" in text
+    assert f" {field} x {field} |\n" in text  # as measured
+
+    assert export.main([str(weights)]) == 0
+    assert weights.with_suffix(".onnx").exists() and not capsys.readouterr().err

@@ -1,0 +1,90 @@
+"""Draw loss against learning rate, to choose a recipe's max_lr: the learning-rate range test.
+
+    python -m tools.lr_range --model model3 --recipe classic
+
+A new network learns from up to 300 batches while the rate rises, until the loss explodes (Smith,
+"Cyclical learning rates for training neural networks", 2017). A good max_lr lies between where the
+loss falls fastest and where it is lowest. The test images are not read.
+"""
+
+import argparse
+import sys
+from itertools import chain, repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter1d
+
+from attempts import attempts, build_network
+from mnist import Loader
+from run_folder import png, write_atomically
+from script import Parser, RunError, exit_code
+from train import RECIPES, Experiment, Learner, add_settings, build_loaders, select_device
+
+RATES = np.geomspace(1e-4, 10, 300)  # one a batch
+EXPLODED = 2  # times the first loss, that of guessing
+SMOOTHING = 15  # batches, a quarter of a decade: the standard deviation of a Gaussian
+
+
+def range_test(learner: Learner, loader: Loader) -> list[float]:
+    """The loss of a batch at each of RATES, until it explodes."""
+    losses: list[float] = []
+    batches = chain.from_iterable(repeat(loader))  # the same ones again after an epoch
+    learner.model.train()
+    for rate, batch in zip(RATES.tolist(), batches):
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        losses.append(learner.step(*batch)[0].item())
+        if not losses[-1] < EXPLODED * losses[0]:
+            return losses[:-1]
+    return losses
+
+
+def plot(losses: list[float], smooth: np.ndarray, marks: dict[str, float], title: str) -> Figure:
+    """Losses as dots, smoothed as a line, over the rate; and a line at each rate in `marks`."""
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes, rates = figure.subplots(), RATES[: len(losses)]
+    axes.semilogx(rates, losses, ".", color="lightgray", label="loss of a batch")
+    axes.semilogx(rates, smooth, label="smoothed")
+    for number, (text, rate) in enumerate(marks.items(), start=1):
+        axes.axvline(rate, color=f"C{number}", linestyle="--", label=f"{text}: {rate:.2g}")
+    axes.set(xlabel="learning rate", ylabel="training loss", ylim=(0, 1.2 * losses[0]), title=title)
+    axes.legend()
+    return figure
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Run the test, write its picture, and print what it shows."""
+    recipe, device = RECIPES[args.recipe].changed(args.settings), select_device("auto")
+    loader, _ = build_loaders(Experiment(args.model, recipe, holdout=10_000), device)  # no test set
+    torch.manual_seed(loader.seed)
+    learner = Learner(build_network(args.model).to(device), recipe, len(loader))
+    losses = range_test(learner, loader)
+    smooth = gaussian_filter1d(losses, SMOOTHING, mode="nearest") if losses else np.zeros(1)
+    lowest = smooth.argmin()
+    if lowest == 0:
+        raise RunError(f"{args.model}: the loss falls at no rate from {RATES[0]} to {RATES[-1]}")
+    marks = {"loss falls fastest": RATES[np.gradient(smooth[: lowest + 1]).argmin()]}
+    marks |= {"loss is lowest": RATES[lowest], "max_lr of the recipe": recipe.max_lr}
+    for text, rate in marks.items():
+        print(f"{text:20}  {rate:.2g}")
+    path = args.out / f"{args.model}-{recipe.name}-lr-range.png"
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, png(plot(losses, smooth, marks, f"{args.model}, {recipe.name}")))
+    print(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = Parser("python -m tools.lr_range", __doc__)
+    add = parser.add_argument
+    add("--model", choices=attempts(), default="model3", help="default: %(default)s")
+    add_settings(parser)
+    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
+    return exit_code(parser.prog, draw, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
