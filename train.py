@@ -75,7 +75,7 @@ class Recipe:
     shear: float = setting(0.0, 0, 80)  # degrees, to both sides
     interpolation: str = setting("nearest", "nearest|bilinear|bicubic")
     # SGD with Nesterov momentum; OneCycleLR, stepped after every batch.
-    momentum: float = setting(0.9, 0, 1)
+    momentum: float = setting(0.9, 1e-9, 1)
     weight_decay: float = setting(0.0, 0, 1)  # of filters and matrices, not of biases and BatchNorm
     max_lr: float = setting(0.3, 1e-9, 1e9)
     pct_start: float = setting(0.2, 0.001, 0.999)  # the part of all batches in which it rises
