@@ -1,9 +1,11 @@
 """How every script takes its options and ends: one line on standard error, and an exit code."""
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -35,6 +37,14 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def regular_file(path: Path) -> Path:
+    """The path; UsageError where it is a pipe or a device, which may never end."""
+    with contextlib.suppress(OSError):  # whoever opens it reports that
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path} is a pipe or a device; name a file")
+    return path
 
 
 def exit_code(prog: str, command: Callable[..., int | None], *arguments: Any) -> int:

@@ -6,75 +6,64 @@ say is measured on the hands 100 to 104 (JUDGING).
 """
 
 import io
-from collections.abc import Callable
+import itertools
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.interpolate import splev, splprep
 
 Random = np.random.Generator
 TUNING, JUDGING = range(50), range(1000, 1050)
 
-# The points of each stroke, x to the right and y downwards, 100 high. | ends a stroke.
-DIGITS = [
-    [
-        "30,0 8,15 0,50 8,85 30,100 52,85 60,50 52,15 30,0",
-        "36,4 14,6 1,40 6,82 28,100 52,86 60,48 48,12 26,2",
-    ],
-    ["30,0 30,100", "12,22 32,0|32,0 32,100", "14,20 32,0|32,0 32,100|10,100 54,100"],
-    [
-        "4,22 16,3 38,0 54,14 52,36 30,66 2,98|2,98 60,98",
-        "4,24 18,2 44,4 54,24 40,58 14,90 2,92 8,80 24,84 42,98 60,92",
-    ],
-    [
-        "4,12 24,0 48,6 52,26 38,44 20,48|20,48 46,52 58,72 46,94 22,100 0,88",
-        "4,2 54,2|54,2 24,42|24,42 50,50 58,74 42,97 18,99 0,88",
-    ],
-    ["14,0 8,30 2,58|2,58 60,56|42,22 42,100", "44,0 2,66|2,66 60,66|44,0 44,100"],
-    [
-        "10,4 6,44|6,44 28,36 50,46 58,70 44,94 20,100 0,90|10,4 56,2",
-        "54,4 14,4|14,4 8,42|8,42 34,36 56,56 52,84 28,100 2,92",
-    ],
-    [
-        "50,2 24,18 6,48 4,78 24,100 48,92 56,72 42,54 22,56 6,76",
-        "34,0 14,26 2,64 10,92 32,100 52,86 50,66 30,58 8,72",
-    ],
-    [
-        "2,4 56,4|56,4 36,48 22,100",
-        "2,4 56,4|56,4 36,48 22,100|16,52 50,50",
-        "4,16 4,4|4,4 58,2|58,2 24,100",
-    ],
-    [
-        "44,14 28,0 10,10 12,30 32,48 52,70 46,94 26,100 6,90 8,68 28,48 48,28 46,12",
-        "30,0 12,10 14,38 30,46 46,38 48,10 30,0|30,46 8,58 6,88 30,100 54,88 52,58 30,46",
-    ],
-    [
-        "52,18 34,0 10,10 4,32 18,50 42,46 54,20|54,20 54,60 50,100",
-        "52,24 40,2 16,4 4,28 16,48 40,46 52,24|54,14 56,60 44,94 22,100 8,92",
-    ],
-]
-# Letters that are no digit, and signs.
-OTHERS = [
-    "0,100 30,0|30,0 60,100|10,62 50,62",  # A
-    "30,0 6,14 0,50 8,86 30,100 52,86 60,50 52,14 30,0|36,74 66,104",  # Q
-    "0,0 0,100|0,0 54,0|0,48 44,48|0,100 56,100",  # E
-    "0,0 0,100|0,0 54,0|0,48 44,48",  # F
-    "0,0 0,100|60,0 60,100|0,50 60,50",  # H
-    "0,0 0,100|56,0 0,54|14,44 60,100",  # K
-    "0,100 4,0|4,0 34,70|34,70 64,0|64,0 70,100",  # M
-    "0,100 0,0|0,0 60,100|60,100 60,0",  # N
-    "0,100 0,0|0,0 40,0 54,24 36,48 0,50|20,50 60,100",  # R
-    "0,0 60,0|30,0 30,100",  # T
-    "0,0 16,100|16,100 34,30|34,30 52,100|52,100 70,0",  # W
-    "0,0 60,100|60,0 0,100",  # X
-    "30,30 14,4 0,24 30,100|30,30 48,4 62,24 30,100",  # a heart
-    "0,50 90,50|60,26 90,50|60,74 90,50",  # an arrow
-    "20,0 14,100|46,0 40,100|0,32 66,32|0,68 66,68",  # a hash
-    "0,55 20,100|20,100 70,0",  # a tick
-    "50,0 15,12 0,50 15,88 50,100 85,88 100,50 85,12 50,0|34,30 34,38|66,30 66,38|26,62 50,80 74,62",
-    "50,50 58,44 60,56 48,62 38,50 46,34 66,34 74,54 60,74 34,70 24,46 40,20 72,20",  # a spiral
-]
+# Digits, letters that are none, and signs. The points of each stroke: x to the right and y
+# downwards, 100 high; a bar begins another stroke.
+SKELETONS = """
+0 30,0 8,15 0,50 8,85 30,100 52,85 60,50 52,15 30,0
+0 36,4 14,6 1,40 6,82 28,100 52,86 60,48 48,12 26,2
+1 30,0 30,100
+1 12,22 32,0|32,0 32,100
+1 14,20 32,0|32,0 32,100|10,100 54,100
+2 4,22 16,3 38,0 54,14 52,36 30,66 2,98|2,98 60,98
+2 4,24 18,2 44,4 54,24 40,58 14,90 2,92 8,80 24,84 42,98 60,92
+3 4,12 24,0 48,6 52,26 38,44 20,48|20,48 46,52 58,72 46,94 22,100 0,88
+3 4,2 54,2|54,2 24,42|24,42 50,50 58,74 42,97 18,99 0,88
+4 14,0 8,30 2,58|2,58 60,56|42,22 42,100
+4 44,0 2,66|2,66 60,66|44,0 44,100
+5 10,4 6,44|6,44 28,36 50,46 58,70 44,94 20,100 0,90|10,4 56,2
+5 54,4 14,4|14,4 8,42|8,42 34,36 56,56 52,84 28,100 2,92
+6 50,2 24,18 6,48 4,78 24,100 48,92 56,72 42,54 22,56 6,76
+6 34,0 14,26 2,64 10,92 32,100 52,86 50,66 30,58 8,72
+7 2,4 56,4|56,4 36,48 22,100
+7 2,4 56,4|56,4 36,48 22,100|16,52 50,50
+7 4,16 4,4|4,4 58,2|58,2 24,100
+8 44,14 28,0 10,10 12,30 32,48 52,70 46,94 26,100 6,90 8,68 28,48 48,28 46,12
+8 30,0 12,10 14,38 30,46 46,38 48,10 30,0|30,46 8,58 6,88 30,100 54,88 52,58 30,46
+9 52,18 34,0 10,10 4,32 18,50 42,46 54,20|54,20 54,60 50,100
+9 52,24 40,2 16,4 4,28 16,48 40,46 52,24|54,14 56,60 44,94 22,100 8,92
+A 0,100 30,0|30,0 60,100|10,62 50,62
+Q 30,0 6,14 0,50 8,86 30,100 52,86 60,50 52,14 30,0|36,74 66,104
+E 0,0 0,100|0,0 54,0|0,48 44,48|0,100 56,100
+F 0,0 0,100|0,0 54,0|0,48 44,48
+H 0,0 0,100|60,0 60,100|0,50 60,50
+K 0,0 0,100|56,0 0,54|14,44 60,100
+M 0,100 4,0|4,0 34,70|34,70 64,0|64,0 70,100
+N 0,100 0,0|0,0 60,100|60,100 60,0
+R 0,100 0,0|0,0 40,0 54,24 36,48 0,50|20,50 60,100
+T 0,0 60,0|30,0 30,100
+W 0,0 16,100|16,100 34,30|34,30 52,100|52,100 70,0
+X 0,0 60,100|60,0 0,100
+heart 30,30 14,4 0,24 30,100|30,30 48,4 62,24 30,100
+arrow 0,50 90,50|60,26 90,50|60,74 90,50
+hash 20,0 14,100|46,0 40,100|0,32 66,32|0,68 66,68
+tick 0,55 20,100|20,100 70,0
+face 50,0 15,12 0,50 15,88 50,100 85,88 100,50 85,12 50,0|34,30 34,38|66,30 66,38|26,62 50,80 74,62
+spiral 50,50 58,44 60,56 48,62 38,50 46,34 66,34 74,54 60,74 34,70 24,46 40,20 72,20
+"""
+DIGITS, OTHERS = [[] for _ in range(10)], []
+for line in SKELETONS.strip().splitlines():
+    name, _, points = line.partition(" ")
+    (DIGITS[int(name)] if name.isdecimal() else OTHERS).append(points)
 
 
 def strokes(skeleton: str, hand: Random, random: Random) -> list[np.ndarray]:
@@ -110,7 +99,7 @@ def ink_of(seed: int, size: int, pen: float | None = None, gap: bool = False) ->
         points = times * ((line - low) * scale + pen / 2)
         if gap and number == 0:  # a pen that fails for a moment
             points[27:33] = np.nan
-        for a, b in zip(points, points[1:]):
+        for a, b in itertools.pairwise(points):
             if not np.isnan([*a, *b]).any():
                 steps = max(2, int(np.abs(b - a).max()))
                 for x, y in zip(np.linspace(a[0], b[0], steps), np.linspace(a[1], b[1], steps)):
@@ -134,10 +123,6 @@ def blend(ink: np.ndarray, colour: object = 0.0, paper: object = 255.0) -> Image
 def noisy(pixels: np.ndarray, random: Random, level: float) -> Image.Image:
     noise = random.normal(0, level, pixels.shape)
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
-
-
-def plain(seed: int, random: Random, size: int = 90) -> np.ndarray:
-    return place(ink_of(seed, size), random, (0.15, 0.5))
 
 
 def lines(shape: tuple[int, int], step: float, width: int, both: bool, random: Random):
@@ -219,31 +204,28 @@ def corner(seed: int, random: Random) -> Image.Image:
     return blend(np.pad(ink, [(6, more[0]), (more[1], 6)][:: random.choice([1, -1])]))
 
 
-def shadow(seed: int, random: Random) -> Image.Image:
+def shadow(ink: np.ndarray, random: Random) -> Image.Image:
     """The edge of a shadow across the paper."""
-    ink = plain(seed, random)
     edge = np.linspace(-1, 1, ink.shape[1]) + random.uniform(-0.5, 0.5)
     light = 1 - random.uniform(0.3, 0.5) / (1 + np.exp(-10 * edge))
     return noisy((235 - 200 * ink) * light, random, 2)
 
 
-def glare(seed: int, random: Random) -> Image.Image:
+def glare(ink: np.ndarray, random: Random) -> Image.Image:
     """A bright spot, in which ink is paler."""
-    ink = plain(seed, random)
     y, x = np.mgrid[-1 : 1 : ink.shape[0] * 1j, -1 : 1 : ink.shape[1] * 1j] - random.uniform(-1, 1)
     light = np.exp(-4 * (x**2 + y**2))
     return noisy((170 - 140 * ink) * (1 - 0.5 * light) + 120 * light, random, 2)
 
 
-def alpha(seed: int, random: Random) -> Image.Image:
-    ink = plain(seed, random)
+def alpha(ink: np.ndarray, random: Random) -> Image.Image:
     picture = blend(ink * 0, 0, (0.0, 0.0, 40.0))
     picture.putalpha(Image.fromarray((255 * ink).astype(np.uint8)))
     return picture
 
 
 def chalk(seed: int, random: Random) -> Image.Image:
-    ink = plain(seed, random, 120)
+    ink = place(ink_of(seed, 120), random, (0.15, 0.5))
     grain = ndimage.gaussian_filter(random.normal(0, 1, ink.shape), 0.8) > -0.35
     return noisy(np.asarray(blend(0.9 * ink * grain, 240, (35.0, 70.0, 55.0))), random, 5)
 
@@ -263,62 +245,51 @@ def printed(seed: int, random: Random) -> Image.Image:
     return picture
 
 
-def saved(kind: str, **options: object) -> Callable[[int, Random], bytes]:
-    """Pictures as files of a kind."""
-
-    def make(seed: int, random: Random) -> bytes:
-        return encode(blend(plain(seed, random), (20.0, 20.0, 60.0), 250.0), kind, **options)
-
-    return make
+def navy(ink: np.ndarray) -> Image.Image:
+    return blend(ink, (20.0, 20.0, 60.0), 250.0)
 
 
-def turned(seed: int, random: Random) -> bytes:
+def turned(ink: np.ndarray, random: Random) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees to the right
-    upright = blend(plain(seed, random), (20.0, 20.0, 60.0), 250.0)
-    return encode(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
+    return encode(navy(ink).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
 
 
 def mnist_like(seed: int, paper: int) -> Image.Image:
     ink = ink_of(seed, 20, pen=2.5)
-    down, right = 28 - np.array(ink.shape)
-    ink = np.pad(ink, [(down // 2, down - down // 2), (right // 2, right - right // 2)])
-    return blend(ink, 255 - paper, paper)
+    around = [(more // 2, more - more // 2) for more in 28 - np.array(ink.shape)]
+    return blend(np.pad(ink, around), 255 - paper, paper)
 
 
-READ: dict[str, Callable[[int, Random], Image.Image | bytes]] = {
-    "inverted": lambda seed, random: blend(plain(seed, random), 255, 0),
+DRAWN = {  # what is drawn by seed
     "corner": corner,
     "tiny": lambda seed, random: blend(place(ink_of(seed, 16), random, (0.2, 0.5))),
-    "low contrast": lambda seed, random: blend(plain(seed, random), 175, 200),
-    "noise": lambda seed, random: noisy(230 - 180 * plain(seed, random), random, 20),
-    "shadow": shadow,
-    "glare": glare,
-    "alpha": alpha,
-    "gif": saved("GIF"),
-    "palette": lambda seed, random: blend(plain(seed, random), (200, 30, 30), 240.0).quantize(8),
-    "1-bit": lambda seed, random: blend(plain(seed, random)).convert("1"),
-    "cmyk": lambda seed, random: encode(
-        blend(plain(seed, random), (20, 20, 90), 250.0).convert("CMYK"), "JPEG"
-    ),
-    "16-bit": lambda seed, random: Image.fromarray(np.uint16(4e4 - 3e4 * plain(seed, random))),
-    "float": lambda seed, random: encode(
-        Image.fromarray(np.float32(1 - 0.9 * plain(seed, random))), "TIFF"
-    ),
-    "webp": saved("WEBP", quality=60),
-    "jpeg": saved("JPEG", quality=40),
-    "exif": turned,
-    "28 x 28, light": lambda seed, random: mnist_like(seed, 0),
-    "28 x 28, dark": lambda seed, random: mnist_like(seed, 255),
+    "28 x 28, light": lambda seed, _: mnist_like(seed, 0),
+    "28 x 28, dark": lambda seed, _: mnist_like(seed, 255),
     "gap": lambda seed, random: blend(place(ink_of(seed, 90, gap=True), random, (0.15, 0.5))),
-    "equal luminance": lambda seed, random: blend(
-        plain(seed, random), (200, 60, 60), (20.0, 150.0, 60.0)
-    ),
     "chalk": chalk,
     "ruled": ruled,
     "printed": printed,
 }
-KINDS = FAILED | READ
+INKED = {  # what is made of a digit 90 pixels high on paper: ink (H, W)
+    "inverted": lambda ink, _: blend(ink, 255, 0),
+    "low contrast": lambda ink, _: blend(ink, 175, 200),
+    "noise": lambda ink, random: noisy(230 - 180 * ink, random, 20),
+    "shadow": shadow,
+    "glare": glare,
+    "alpha": alpha,
+    "palette": lambda ink, _: blend(ink, (200, 30, 30), 240.0).quantize(8),
+    "1-bit": lambda ink, _: blend(ink).convert("1"),
+    "cmyk": lambda ink, _: encode(blend(ink, (20, 20, 90), 250.0).convert("CMYK"), "JPEG"),
+    "16-bit": lambda ink, _: Image.fromarray(np.uint16(4e4 - 3e4 * ink)),
+    "float": lambda ink, _: encode(Image.fromarray(np.float32(1 - 0.9 * ink)), "TIFF"),
+    "gif": lambda ink, _: encode(navy(ink), "GIF"),
+    "webp": lambda ink, _: encode(navy(ink), "WEBP", quality=60),
+    "jpeg": lambda ink, _: encode(navy(ink), "JPEG", quality=40),
+    "exif": turned,
+    "equal luminance": lambda ink, _: blend(ink, (200, 60, 60), (20.0, 150.0, 60.0)),
+}
+KINDS = [*FAILED, *DRAWN, *INKED]
 
 
 def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -329,5 +300,9 @@ def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def picture(kind: str, seed: int) -> bytes:
     """A file with the picture of digit `seed % 10`."""
-    made = KINDS[kind](seed, np.random.default_rng((abs(seed), list(KINDS).index(kind))))
+    random = np.random.default_rng((seed, KINDS.index(kind)))
+    if kind in INKED:
+        made = INKED[kind](place(ink_of(seed, 90), random, (0.15, 0.5)), random)
+    else:
+        made = (FAILED | DRAWN)[kind](seed, random)
     return made if isinstance(made, bytes) else encode(made)
