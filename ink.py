@@ -131,8 +131,8 @@ def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarr
     size = int(0.3 * max(pixels.shape[:2])) | 1  # wider than any stroke
     # The direction in colour along which the picture varies most, from paper to ink: the skew
     # tells its sign, since ink is the rarer of the two.
-    detail = pixels[::2, ::2]  # enough for that
-    detail = detail - ndimage.uniform_filter(detail, (size // 2, size // 2, 1), mode="nearest")
+    detail, half = pixels[::2, ::2], size // 2 | 1  # enough for that
+    detail = detail - ndimage.uniform_filter(detail, (half, half, 1), mode="nearest")
     detail = detail.reshape(-1, pixels.shape[2])
     axis = np.linalg.eigh(detail.T @ detail).eigenvectors[:, -1]
     axis = axis * np.sign(((detail @ axis) ** 3).sum())
@@ -194,7 +194,9 @@ def find_sheets(pixels: np.ndarray) -> dict[str, np.ndarray]:
         outside = np.zeros(count + 1, dtype=bool)
         outside[np.concatenate([holes[0], holes[-1], holes[:, 0], holes[:, -1]])] = True
         sheet = part | ~outside[holes]
-        if part.sum() > 0.65 * sheet.sum():  # not a ring, as a 0 is
+        rows, columns = ndimage.find_objects(sheet.astype(int))[0]
+        box = (rows.stop - rows.start) * (columns.stop - columns.start)
+        if sheet.sum() > 0.6 * box and part.sum() > 0.65 * sheet.sum():  # neither stroke nor ring
             sheets[name] = sheet
     return sheets
 
@@ -238,11 +240,14 @@ def inks(
             continue  # they reach the edge, no digit does
         with contextlib.suppress(UsageError):
             ink = measure_ink(part, paper)
+            if only:
+                yield area, only[1], without_lines(ink)[0] if only[1] else ink
+                continue
             clear, lines = without_lines(ink)
             coarse = min(ink.shape) < WORKING_SIZE / 3  # a stroke may be as long as a line
-            if only == (area, False) or (only is None and (lines < GRID or coarse)):
+            if lines < GRID or coarse:
                 yield area, False, ink
-            if only == (area, True) or (only is None and lines):
+            if lines:
                 yield area, True, clear
             has_lines = has_lines or (lines and not coarse)
 
