@@ -87,7 +87,7 @@ def cut_out(ink: np.ndarray, mask: np.ndarray, box: tuple[float, ...], shrink: f
     """The digit in a mask of the ink (H, W) of a box of a picture, made `shrink` times smaller."""
     rows, columns = crop = ndimage.find_objects(mask.astype(int))[0]
     sides = (columns.start, rows.start, columns.stop, rows.stop)
-    place = tuple(box[side % 2] + shrink * at for side, at in enumerate(sides))
+    place = tuple(float(box[side % 2] + shrink * at) for side, at in enumerate(sides))
     ink = ink * ndimage.binary_dilation(mask, TOUCHING)  # with its soft edges
     return Digit(place, fit_and_centre(ink[crop]))
 
