@@ -169,7 +169,7 @@ def test_what_is_no_digit_is_unsure(network: nn.Module) -> None:
         return np.mean([predict.sure(predict.read(one, network)[2][0]) for one in drawn])
 
     assert sure(range(1000, 1040)) >= 0.95
-    assert sure(range(-1040, -1000)) <= 0.5
+    assert sure(range(-1040, -1000)) <= 0.6
 
 
 def test_a_test_digit_stays_as_it_is(mnist: Digits) -> None:
