@@ -1,181 +1,122 @@
-"""Say which digit is on each picture, with a trained network.
+"""Say which digits are on each picture, with a trained network.
 
     python predict.py digit.png photo.jpg
     python predict.py digit.png --weights runs/model1-strong-seed42/weights.pt --show
 
-    | File      | Digit | Confidence | Runner-up |
-    | --------- | ----: | ---------: | --------- |
-    | digit.png |     7 |     99.1 % | 2 (0.3 %) |
+    | File      |    Digits |     Confidence | Runner-up |
+    | --------- | --------: | -------------: | --------- |
+    | digit.png |         7 |         99.1 % | 2 (0.3 %) |
+    | photo.jpg | 3141 5926 | 61.3 %, unsure | 4 (9.2 %) |
 
-One digit per picture, of any size and colour, drawn, scanned or photographed. `to_mnist` brings it
-to what the network was trained on, the way MNIST was made from NIST's scans (LeCun et al.,
+One digit or several, line by line, on pictures of any size and colour, drawn, scanned or
+photographed; of several, confidence and runner-up are of the one that is least sure. Each is
+brought to what the network was trained on, the way MNIST was made from NIST's scans (LeCun et al.,
 "Gradient-based learning applied to document recognition", 1998): a light digit on black, fitted
-into 20 x 20 pixels and centred in 28 x 28 by its centre of mass. In a program, `probabilities`
-does the same for one picture.
+into 20 x 20 pixels and centred in 28 x 28 by its centre of mass. What on a picture is digit and
+what is table, frame or ruling, the network decides: that of which it is most sure counts. In a
+program, `probabilities` does the same for a picture of one digit.
 """
 
 import argparse
 import functools
 import json
 import sys
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor, nn
 
 from attempts import attempts, load_network
+from ink import KEPT_SIZE, TOUCHING, WORKING_SIZE, find_parts, group, inks, open_picture
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
 from run_folder import ROOT
-from script import Parser, UsageError, exit_code, whole_number
+from script import Parser, UsageError, exit_code, regular_file, whole_number
 
 DEFAULT_MODEL = "model4"
 WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
-WORKING_SIZE = 4 * IMAGE_SIZE  # pixels: pictures are looked at no larger than this
-KEPT_SIZE = 12 * WORKING_SIZE  # pixels: what is twice as long or more is shrunk at once
-MIN_CONTRAST = 12  # of 255: paper and noise differ by less
+THIN, THICKENED = 0.04, 0.09  # width of a stroke in the longer side of its digit
+FIRST_SIZE = 3 * IMAGE_SIZE  # pixels: so small is a picture at the first look
+SURE = 0.85  # probability: less is unsure; half of what is no digit, one of 75 of MNIST's
+PRICE = {"all": 0.0, "edge": -0.02, "light": 0.01, "dark": 0.02}  # of a guess, in probability
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
-TOUCHING = np.ones((3, 3), dtype=bool)  # a pixel and those at its sides and corners
 
-# ------------------------------------------------------------------------ picture to ink
-
-
-def open_picture(source: str | Path | Image.Image) -> Image.Image:
-    """The picture in a file, its first frame if it moves, or one already open; see `flatten`.
-
-    Raises UsageError when it is none.
-    """
-    try:
-        if isinstance(source, Image.Image):
-            return flatten(source)
-        if Path(source).is_dir():
-            raise UsageError("a folder; name the pictures in it")
-        with (
-            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(source) as picture,
-        ):
-            picture.draft(None, (KEPT_SIZE, KEPT_SIZE))  # JPEG alone can be read at a fraction
-            return flatten(picture)
-    except UsageError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        most = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
-        raise UsageError(f"larger than {most}; make it smaller") from None
-    except UnidentifiedImageError:
-        raise UsageError("not a picture, or damaged") from None
-    except Exception as error:  # a damaged file makes Pillow's decoders raise a dozen types
-        raise UsageError(getattr(error, "strerror", None) or "a damaged picture") from None
+# -------------------------------------------------------------------- pictures to MNIST's images
 
 
-def flatten(picture: Image.Image) -> Image.Image:
-    """The same upright and without transparency, the longer side below 2 * KEPT_SIZE pixels.
+@dataclass(frozen=True)
+class Digit:
+    """A digit on a picture: left, top, right, bottom in pixels, and (28, 28) as uint8."""
 
-    RGB from 0 to 255, or floats in that range where it had more than 8 bits. What is transparent
-    becomes paper: white, or black behind a light digit. Where most of the picture is opaque and
-    has paper of its own, as a sticker has, it becomes like that.
-    """
-    deep = picture.mode.startswith(("I", "F"))
-    mode = "F" if deep else "RGBA" if picture.has_transparency_data else "RGB"
-    picture = picture.convert(mode).reduce(max(1, max(picture.size) // KEPT_SIZE))
-    picture = ImageOps.exif_transpose(picture)
-    if deep:
-        scale = 255 / max(picture.getextrema()[1], 1)
-        return picture.point(lambda value: value * scale)
-    if mode == "RGB":
-        return picture
-    small = picture.copy()
-    small.thumbnail((64, 64), Image.Resampling.BOX)
-    pixels = np.asarray(small, dtype=np.float32).reshape(-1, 4)
-    alpha = pixels[:, 3]
-    if not alpha.any():
-        raise UsageError("nothing but transparency")
-    visible = pixels[alpha >= alpha.max() / 2, :3]
-    paper = np.median(visible, axis=0)
-    if len(visible) < len(pixels) / 2 or visible.std(axis=0).max() < 20:  # ink alone
-        paper = np.full(3, 255 if paper.mean() < 128 else 0)
-    ground = Image.new("RGBA", picture.size, (*(int(value) for value in paper), 255))
-    return Image.alpha_composite(ground, picture).convert("RGB")
+    box: tuple[float, float, float, float]
+    image: np.ndarray
 
 
-def measure_ink(pixels: np.ndarray) -> np.ndarray:
-    """How much ink each pixel of a picture (H, W, channels) holds: (H, W), from 0 to 1.
+# What a picture may be: the area that counts, whether lines are left out, whether its parts are
+# several digits.
+Guess = tuple[str, bool, bool]
 
-    Ink is what stands out from the paper around it, and covers less than the paper; so light and
-    shadow do not matter, nor which of the two is the darker. UsageError where nothing stands out.
-    """
-    reach = max(pixels.shape[:2]) // 4  # so far is the paper extended beyond the edges
-    pixels = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-    size = int(0.3 * max(pixels.shape[:2])) | 1  # wider than any stroke
-    # The direction in colour along which the picture varies most, from paper to ink: the skew
-    # tells its sign, since ink is the rarer of the two.
-    detail = pixels - ndimage.uniform_filter(pixels, (size, size, 1), mode="nearest")
-    detail = detail.reshape(-1, pixels.shape[2])
-    axis = np.linalg.eigh(detail.T @ detail).eigenvectors[:, -1]
-    axis = axis * np.sign(((detail @ axis) ** 3).sum())
-    tone = pixels @ axis
-    ink = tone - ndimage.grey_opening(tone, (size, size), mode="nearest")
-    ink = ink[reach : len(ink) - reach, reach : ink.shape[1] - reach]
-    full = np.quantile(ink[ink >= ink.max() / 2], 0.9)
-    rest = ink[ink < full / 2]
-    noise = 2 * np.median(rest) if rest.size else 0.0
-    if full < max(MIN_CONTRAST, 1.5 * noise):
+
+def look(
+    picture: Image.Image, box: tuple[float, ...], shrink: float, only: Guess | None = None
+) -> dict[Guess, list[Digit]]:
+    """The digits in a box of a picture, made `shrink` times smaller, by what it may be."""
+    shape = [max(1, round((box[2 + axis] - box[axis]) / shrink)) for axis in (0, 1)]
+    close = picture.resize(shape, Image.Resampling.BOX, box=box)
+    pixels = np.atleast_3d(np.nan_to_num(np.asarray(close))).astype(np.float64)
+    digits = {}
+    for area, lines, ink in inks(pixels, only[:2] if only else None):
+        parts = find_parts(ink)
+        if parts.any():
+            for apart in (False, True) if only is None else only[2:]:
+                masks = group(parts) if apart else [parts > 0]
+                if only or apart < len(masks):
+                    guess = (area, lines, apart)
+                    digits[guess] = [cut_out(ink, mask, box, shrink) for mask in masks]
+    if not digits:
         raise UsageError("nothing stands out on it: no digit found")
-    return ((ink - noise) / (full - noise)).clip(0, 1)
+    return digits
 
 
-def find_digit(ink: np.ndarray) -> np.ndarray:
-    """Which pixels of the ink (H, W) belong to the digit, without specks and edges of the paper."""
-    labels, _ = ndimage.label(ink > 0.25, TOUCHING)
-    mass = np.bincount(labels.ravel(), ink.ravel())
-    mass[0] = 0  # the paper
-    inside = mass.copy()
-    inside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
-    if inside.max() > 0.2 * mass.max():  # or the digit itself reaches the edge
-        mass = inside
-    return (mass > 0.05 * mass.max())[labels]
+def cut_out(ink: np.ndarray, mask: np.ndarray, box: tuple[float, ...], shrink: float) -> Digit:
+    """The digit in a mask of the ink (H, W) of a box of a picture, made `shrink` times smaller."""
+    rows, columns = crop = ndimage.find_objects(mask.astype(int))[0]
+    sides = (columns.start, rows.start, columns.stop, rows.stop)
+    place = tuple(float(box[side % 2] + shrink * at) for side, at in enumerate(sides))
+    ink = ink * ndimage.binary_dilation(mask, TOUCHING)  # with its soft edges
+    return Digit(place, fit_and_centre(ink[crop]))
 
 
-# -------------------------------------------------------------------------- ink to MNIST
-
-
-def to_mnist(picture: str | Path | Image.Image) -> Tensor:
-    """What the network sees of a picture: (28, 28), uint8. UsageError when no digit is on it."""
+def zoom(picture: Image.Image, guess: Guess, digits: list[Digit]) -> list[Digit]:
+    """The same digits after a closer look, with a margin around them."""
+    boxes = np.array([digit.box for digit in digits])
+    size = np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1))
+    low, high = boxes[:, :2].min(axis=0) - size / 4, boxes[:, 2:].max(axis=0) + size / 4 + 1
+    box = (*low.clip(0).astype(int), *np.minimum(high, picture.size).astype(int))
+    longest = max(box[2] - box[0], box[3] - box[1])
+    shrink = longest / WORKING_SIZE
+    if guess[2]:  # each of several as large as one
+        shrink = max(1.5 * size / WORKING_SIZE, longest / KEPT_SIZE)
     try:
-        return torch.from_numpy(fit_and_centre(cut_out(open_picture(picture))))
-    except UsageError as error:
-        file = "" if isinstance(picture, Image.Image) else f"{picture}: "
-        raise UsageError(f"{file}{error}") from None
-
-
-def cut_out(picture: Image.Image) -> np.ndarray:
-    """The ink of the digit on a picture as from `flatten`, cropped: (H, W), from 0 to 1."""
-    box = (0, 0, *picture.size)  # left, top, right, bottom
-    for _ in range(2):  # at first in all of the picture, then closer
-        size = (box[2] - box[0], box[3] - box[1])
-        shrink = max(1, max(size) / WORKING_SIZE)
-        shape = [max(1, round(side / shrink)) for side in size]
-        close = picture.resize(shape, Image.Resampling.BOX, box=box)
-        ink = measure_ink(np.atleast_3d(np.nan_to_num(np.asarray(close))).astype(np.float64))
-        digit = find_digit(ink)
-        ink = ink * ndimage.binary_dilation(digit, TOUCHING)  # with its soft edges
-        rows, columns = crop = ndimage.find_objects(digit.astype(int))[0]
-        margin = max(rows.stop - rows.start, columns.stop - columns.start) / 4
-        box = (
-            max(0, int(box[0] + shrink * (columns.start - margin))),
-            max(0, int(box[1] + shrink * (rows.start - margin))),
-            min(picture.width, int(box[0] + shrink * (columns.stop + margin)) + 1),
-            min(picture.height, int(box[1] + shrink * (rows.stop + margin)) + 1),
-        )
-    return ink[crop]
+        return look(picture, box, max(1, shrink), guess)[guess]
+    except UsageError:
+        return digits
 
 
 def fit_and_centre(ink: np.ndarray) -> np.ndarray:
     """A cropped digit (H, W), light on black: fitted into 20 x 20, centred by mass in 28 x 28."""
+    inside = ink > 0.25
+    border = inside & ~ndimage.binary_erosion(inside)
+    width = 2 * ink.sum() / max(1, border.sum())  # of a stroke
+    longest = max(ink.shape)
+    if width < THIN * longest:  # too faint when it is made smaller
+        wider = round(THICKENED * longest - width)
+        ink = ndimage.grey_dilation(np.pad(ink, wider // 2), (wider + 1, wider + 1))
     height, width = (max(1, round(side * DIGIT_SIZE / max(ink.shape))) for side in ink.shape)
     resized = Image.fromarray(ink.astype(np.float32))
     digit = np.asarray(resized.resize((width, height), Image.Resampling.HAMMING))
@@ -188,7 +129,65 @@ def fit_and_centre(ink: np.ndarray) -> np.ndarray:
     return image
 
 
-# ----------------------------------------------------------------------------- prediction
+# ------------------------------------------------------------------ images to digits
+
+
+def find_digits(
+    picture: Image.Image, network: nn.Module, several: bool = True
+) -> tuple[list[Digit], Tensor]:
+    """The digits on a picture as from `flatten`, and their probabilities (N, 10).
+
+    The network chooses what the picture is: that which it is most sure of, after a first look at
+    all of it and a closer one at the best two.
+    """
+    width, height = picture.size
+    shrink = max(1, min(max(width, height), 2 * height) / FIRST_SIZE)
+    guesses = look(picture, (0, 0, width, height), shrink)
+    guesses = {guess: digits for guess, digits in guesses.items() if several or not guess[2]}
+    first = judge(guesses, network) if len(guesses) > 1 else []
+    near = [guess for score, guess, _ in first[:2] if score > first[0][0] - 0.1] or guesses
+    closer = {guess: zoom(picture, guess, guesses[guess]) for guess in near}
+    score, guess, chances = judge(closer, network)[0]
+    if first and first[0][0] > score + 0.1:  # lines are easier to tell from strokes from afar
+        (_, guess, chances), closer = first[0], guesses
+    return closer[guess], chances
+
+
+def judge(
+    guesses: dict[Guess, list[Digit]], network: nn.Module
+) -> list[tuple[float, Guess, Tensor]]:
+    """Guesses with their scores and the probabilities (N, 10) of their digits, the best first."""
+    images = [digit.image for digits in guesses.values() for digit in digits]
+    chances = classify(network, torch.from_numpy(np.stack(images)))
+    judged = []
+    for guess, part in zip(guesses, chances.split([len(digits) for digits in guesses.values()])):
+        area, lines, apart = guess
+        price = PRICE[area] + 0.01 * lines + 0.05 * apart  # what is simple is likelier
+        judged.append((part.max(dim=1).values.mean().item() - price, guess, part))
+    return sorted(judged, key=lambda one: one[0], reverse=True)
+
+
+def read(
+    source: str | Path | Image.Image, network: nn.Module, several: bool = True
+) -> tuple[Image.Image, list[Digit], Tensor]:
+    """A picture as from `flatten`, its digits and their probabilities (N, 10); see `find_digits`.
+
+    Raises UsageError, which names the file, when there is no picture or no digit on it.
+    """
+    if not isinstance(source, Image.Image):
+        regular_file(Path(source))
+    try:
+        picture = open_picture(source)
+        return picture, *find_digits(picture, network, several)
+    except UsageError as error:
+        file = "" if isinstance(source, Image.Image) else f"{source}: "
+        raise UsageError(f"{file}{error}") from None
+
+
+def to_mnist(source: str | Path | Image.Image) -> Tensor:
+    """What the network sees of a picture of one digit: (28, 28), uint8. Errors as `read` has."""
+    _, (digit,), _ = read(source, trained_network(None, None, False), several=False)
+    return torch.from_numpy(digit.image)
 
 
 def probabilities(
@@ -197,13 +196,13 @@ def probabilities(
     weights: str | Path | None = None,
     tta: bool = False,
 ) -> list[float]:
-    """The probabilities of the digits 0 to 9 on a picture, a file or a PIL image.
+    """The probabilities of the digits 0 to 9 on a picture of one digit, a file or a PIL image.
 
     `model`, `weights` and `tta` are the options of the command line, with its defaults. Weights
     are read once a process. Raises UsageError, with the reason in one line, where there is no
     picture, no digit on it, or no such weights.
     """
-    return classify(trained_network(model, weights, tta), to_mnist(picture)[None])[0].tolist()
+    return read(picture, trained_network(model, weights, tta), several=False)[2][0].tolist()
 
 
 @functools.cache
@@ -228,55 +227,94 @@ def classify(network: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([network(batch).softmax(dim=1) for batch, _ in batches])
 
 
+def sure(chances: Tensor) -> bool:
+    """Whether the probabilities (10) of what may be a digit are those of one."""
+    return chances.max().item() >= SURE
+
+
+# ----------------------------------------------------------------------- command line
+
+
+def describe(picture: Image.Image, digits: list[Digit], chances: Tensor, top: int) -> list[dict]:
+    """For JSON: of each digit its box, as shares of the picture, and its `top` guesses."""
+    result = []
+    for digit, row in zip(digits, chances):
+        best = row.topk(top)
+        guesses = zip(best.indices.tolist(), best.values.tolist())
+        result.append(
+            {
+                "box": [round(at / side, 4) for at, side in zip(digit.box, 2 * picture.size)],
+                "sure": sure(row),
+                "top": [{"digit": number, "confidence": chance} for number, chance in guesses],
+            }
+        )
+    return result
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table of the predictions, aligned."""
-    cells = [["File", "Digit", "Confidence", "Runner-up"]]
+    """A Markdown table of the predictions, aligned; of several digits, it tells the least sure."""
+    cells = [["File", "Digits", "Confidence", "Runner-up"]]
     for row in rows:
-        best, *others = ((str(g["digit"]), f"{100 * g['confidence']:.1f} %") for g in row["top"])
-        runners_up = ", ".join(f"{digit} ({confidence})" for digit, confidence in others)
-        cells.append([row["file"].replace("|", "\\|"), *best, runners_up])
-    first, last = (max(len(line[column]) for line in cells) for column in (0, 3))
-    lines = [f"| {a:{first}} | {b:>5} | {c:>10} | {d:{last}} |" for a, b, c, d in cells]
-    lines.insert(1, f"| {'-' * first} | ----: | ---------: | {'-' * last} |")
+        digits, text = row["digits"], ""
+        for before, digit in zip([digits[0], *digits], digits):
+            new_line = digit["box"][0] < before["box"][0]
+            text += " " * new_line + str(digit["top"][0]["digit"])
+        least = min(digits, key=lambda digit: digit["top"][0]["confidence"])
+        best, *others = (f"{100 * guess['confidence']:.1f} %" for guess in least["top"])
+        others = (f"{guess['digit']} ({text})" for guess, text in zip(least["top"][1:], others))
+        sure = best if least["sure"] else f"{best}, unsure"
+        cells.append([one_line(row["file"]).replace("|", "\\|"), text, sure, ", ".join(others)])
+    w, x, y, z = (max(len(line[column]) for line in cells) for column in range(4))
+    lines = [f"| {a:{w}} | {b:>{x}} | {c:>{y}} | {d:{z}} |" for a, b, c, d in cells]
+    lines.insert(1, f"| {'-' * w} | {'-' * (x - 1)}: | {'-' * (y - 1)}: | {'-' * z} |")
     return "\n".join(lines)
 
 
-def show(image: Tensor, path: Path) -> None:
-    """Write what the network saw of the picture `path`, enlarged, to path + "-seen.png"."""
-    enlarged = Image.fromarray(image.numpy()).resize([SHOWN_SIZE] * 2, Image.Resampling.NEAREST)
-    enlarged.save(path.with_name(f"{path.name}-seen.png"))
+def one_line(text: str) -> str:
+    """Text with what is no letter, such as a line break in a file's name, as Python writes it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def show(path: Path, picture: Image.Image, digits: list[Digit]) -> None:
+    """Write what the network saw of a picture to path + "-seen.png": a digit, enlarged.
+
+    Where there are several, it is the picture with a box around each.
+    """
+    seen = Image.fromarray(digits[0].image).resize([SHOWN_SIZE] * 2, Image.Resampling.NEAREST)
+    if len(digits) > 1:
+        seen = Image.fromarray(np.asarray(picture).astype(np.uint8)).convert("RGB")
+        for digit in digits:
+            width = max(1, max(picture.size) // 200)
+            ImageDraw.Draw(seen).rectangle(digit.box, outline="red", width=width)
+    seen.save(path.with_name(f"{path.name}-seen.png"))
 
 
 def predict(args: argparse.Namespace) -> int:
     """Predict what can be read, print it, and return the exit code: 2 if anything could not."""
     network = trained_network(args.model, args.weights, args.tta)
-    paths, images = [], []
+    rows = []
     for path in args.pictures:
         try:
-            images.append(to_mnist(path))
-            paths.append(path)
+            picture, digits, chances = read(path, network)
         except UsageError as error:
-            print(f"predict.py: error: {error}", file=sys.stderr)
-    rows = []
-    if images:
-        best = classify(network, torch.stack(images)).topk(args.top)
-        for path, digits, confidences in zip(paths, best.indices.tolist(), best.values.tolist()):
-            top = [{"digit": d, "confidence": c} for d, c in zip(digits, confidences)]
-            rows.append({"file": str(path), "top": top})
+            print(f"predict.py: error: {one_line(str(error))}", file=sys.stderr)
+            continue
+        digits_found = describe(picture, digits, chances, args.top)
+        rows.append({"file": str(path), "digits": digits_found})
+        if args.show:
+            show(path, picture, digits)
     if args.json:
         print(json.dumps(rows, indent=2))
     elif rows:
         print(table(rows))
-    for path, image in zip(paths, images) if args.show else ():
-        show(image, path)
-    return 2 if len(paths) < len(args.pictures) else 0
+    return 2 if len(rows) < len(args.pictures) else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = Parser("predict.py", __doc__)
     add = parser.add_argument
-    add("pictures", nargs="+", type=Path, metavar="PICTURE", help="one digit on each")
+    add("pictures", nargs="+", type=Path, metavar="PICTURE", help="with a digit or several")
     add("--model", choices=attempts(), help=f"the network (default: {DEFAULT_MODEL})")
     add("--weights", type=Path, metavar="FILE", help="default: weights/MODEL.pt")
     add("--top", type=whole_number(1, 10), default=2, metavar="N", help="guesses (default: 2)")

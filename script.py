@@ -1,6 +1,7 @@
 """How every script takes its options and ends: one line on standard error, and an exit code."""
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -47,9 +48,10 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def regular_file(path: Path) -> Path:
-    """`path` itself; UsageError where it is a folder, or a pipe or device, which may never end."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no regular file")
+    """The path; UsageError where it is a pipe or a device, which may never end."""
+    with contextlib.suppress(OSError):  # whoever opens it reports that
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path} is a pipe or a device; name a file")
     return path
 
 

@@ -1,7 +1,8 @@
-"""Pictures made from test digits by what happens to pictures, and what predict.py makes of them."""
+"""Pictures of test digits and of drawn ones, and what predict.py makes of them."""
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
 import pytest
 import torch
 from conftest import Digits
 from PIL import Image, ImageFilter
+from torch import nn
 
 import predict
 from attempts import load_network
@@ -95,9 +98,18 @@ def folder(mnist: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return predict.trained_network(None, None, False)
+
+
 @pytest.fixture
 def photos(folder: Path) -> list[Path]:
     return sorted(folder.glob("*-photo-*"))[:5]
+
+
+def digits(row: dict[str, Any]) -> str:
+    return "".join(str(digit["top"][0]["digit"]) for digit in row["digits"])
 
 
 def output(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -110,12 +122,58 @@ def test_what_people_have_is_read(folder: Path, capsys: pytest.CaptureFixture[st
     paths = sorted(folder.iterdir())
     rows = output(paths, capsys)
     assert len(rows) == 12 * len(KINDS) and [row["file"] for row in rows] == list(map(str, paths))
-    wrong = [p.name for p, row in zip(paths, rows) if p.name[0] != str(row["top"][0]["digit"])]
+    wrong = [p.name for p, row in zip(paths, rows) if p.name[0] != digits(row)]
     assert len(wrong) <= 0.03 * len(paths), wrong
 
 
+@pytest.mark.parametrize("kind", pictures.KINDS)
+def test_every_kind_of_picture_is_read(kind: str, network: nn.Module) -> None:
+    """Each digit once, and two by each hand."""
+    wrong = []
+    for index in (0, 11, 22, 33, 44, 5, 16, 27, 38, 49):
+        content = io.BytesIO(pictures.picture(kind, pictures.JUDGING[index]))
+        _, _, chances = predict.read(Image.open(content), network)
+        if chances.argmax(dim=1).tolist() != [index % 10]:
+            wrong.append(index)
+    assert len(wrong) <= 1, wrong
+
+
+def sheet(*rows: str) -> Image.Image:
+    """Digits of one hand line by line, 60 pixels high and about as far apart as people write."""
+    ink = np.zeros((30 + 90 * len(rows), 30 + 75 * max(map(len, rows))))
+    for down, row in enumerate(rows):
+        for right, digit in enumerate(row):
+            drawn = pictures.ink_of(1000 + int(digit), 60)
+            top, left = 20 + 90 * down, 20 + 75 * right
+            ink[top : top + len(drawn), left : left + drawn.shape[1]] = drawn
+    return pictures.blend(ink)
+
+
+def test_several_digits_are_read_line_by_line(tmp_path: Path, capsys) -> None:
+    rows = ("31", "4159", "265")
+    sheet(*rows).save(tmp_path / "sheet.png")
+    (row,) = output([tmp_path / "sheet.png", "--show"], capsys)
+    assert digits(row) == "".join(rows)
+    left, top, right, bottom = row["digits"][2]["box"]  # the 4, in a sheet of 330 x 300
+    assert left == pytest.approx(20 / 330, abs=0.02) and top == pytest.approx(110 / 300, abs=0.02)
+    assert right < 80 / 330 and bottom == pytest.approx(170 / 300, abs=0.02)
+    seen = np.asarray(Image.open(tmp_path / "sheet.png-seen.png"))
+    assert seen.shape == (300, 330, 3) and (seen == (255, 0, 0)).all(axis=2).sum() > 9 * 100
+    assert predict.main([str(tmp_path / "sheet.png")]) == 0
+    assert "| 31 4159 265 |" in capsys.readouterr().out
+
+
+def test_what_is_no_digit_is_unsure(network: nn.Module) -> None:
+    def sure(seeds: range) -> float:
+        drawn = (pictures.blend(np.pad(pictures.ink_of(seed, 60), 15)) for seed in seeds)
+        return np.mean([predict.sure(predict.read(one, network)[2][0]) for one in drawn])
+
+    assert sure(range(1000, 1040)) >= 0.95
+    assert sure(range(-1040, -1000)) <= 0.6
+
+
 def test_a_test_digit_stays_as_it_is(mnist: Digits) -> None:
-    images = mnist["test"][0][:1000, 0]
+    images = mnist["test"][0][:200, 0]
     seen = torch.stack([predict.to_mnist(Image.fromarray(image.numpy())) for image in images])
     assert (seen.float() - images.float()).abs().mean() < 1  # of 255
 
@@ -152,7 +210,10 @@ TTA = {"model": "model1", "tta": True}
 def test_a_program_gets_what_the_command_line_says(options, photos: list[Path], capsys) -> None:
     named = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
     for path, row in zip(photos, output([*photos, *named], capsys)):
-        said = [one["confidence"] for one in sorted(row["top"], key=lambda one: one["digit"])]
+        said = [
+            one["confidence"]
+            for one in sorted(row["digits"][0]["top"], key=lambda one: one["digit"])
+        ]
         with Image.open(path) as picture:
             for source in (path, str(path), picture, picture.convert("RGB")):
                 found = predict.probabilities(source, **options)
@@ -183,6 +244,8 @@ def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits) -> None:
         "white: nothing stands out on it": encode(Image.new("RGB", (50, 80), "white")),
         "clear: nothing but transparency": encode(Image.new("RGBA", (50, 80))),
         "bomb: larger than 89 million pixels": encode(Image.new("1", (10_000, 10_000))),
+        "pdf: a PDF; export its page as PNG": b"%PDF-1.7 ...",
+        "svg: an SVG drawing; export it as PNG": b'<?xml version="1.0"?>\n<svg width="9">',
         "folder: a folder; name the pictures in it": None,
         "missing: No such file or directory": None,
     }
@@ -197,7 +260,36 @@ def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits) -> None:
     for line, expected in zip(done.stderr.splitlines(), contents, strict=True):
         assert line.startswith(f"predict.py: error: {tmp_path / expected}")
     rows = done.stdout.splitlines()
-    assert len(rows) == 3 and rows[2].startswith(f"| {tmp_path / 'seven'} |     7 | ")
+    assert len(rows) == 3 and rows[2].startswith(f"| {tmp_path / 'seven'} |      7 | ")
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert predict.main([str(tmp_path / "pipe"), "/dev/zero"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.endswith(" is a pipe or a device; name a file") for line in lines] == [True] * 2
+
+
+def test_heic_needs_a_package(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "photo").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UsageError, match=r"HEIC; run pip install pillow-heif, or export"):
+        predict.to_mnist(tmp_path / "photo")
+
+
+def test_the_first_frame_with_ink_counts(tmp_path: Path) -> None:
+    seven = pictures.blend(np.pad(pictures.ink_of(1007, 60), 15))
+    blank = Image.new("L", seven.size, 255)
+    blank.save(tmp_path / "late.gif", save_all=True, append_images=[blank, seven])
+    assert np.argmax(predict.probabilities(tmp_path / "late.gif")) == 7
+
+
+def test_a_line_break_in_a_name_gives_one_line(photos: list[Path], tmp_path: Path, capsys) -> None:
+    shutil.copy(photos[0], tmp_path / "a\nb")
+    assert predict.main([str(tmp_path / "a\nb"), str(tmp_path / "c\nd")]) == 2
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3 and r"/a\nb |" in out
+    assert len(err.splitlines()) == 1 and r"/c\nd: No such file" in err
 
 
 def test_a_program_gets_one_kind_of_error(tmp_path: Path, monkeypatch) -> None:
