@@ -150,17 +150,17 @@ def test_a_line_break_in_a_name_is_shown_escaped(line: str, call: Call) -> None:
 
 def test_what_may_never_end_is_not_read(stopped: Path, call: Call) -> None:
     """Devices and pipes, by any name: nobody writes into this one."""
-    assert_refused(call("--evaluate", "/dev/zero"), "/dev/zero is no regular file")
+    assert_refused(call("--evaluate", "/dev/zero"), "/dev/zero is a pipe or a device")
     for name in ("checkpoint.pt", "config.json"):
         (stopped / name).unlink()
         os.mkfifo(stopped / name)
-        assert_refused(call("--resume", stopped, "--quiet"), f"{name} is no regular file")
+        assert_refused(call("--resume", stopped, "--quiet"), f"{name} is a pipe or a device")
     os.mkfifo("weights.pt")
     os.mkfifo("config.json")
-    assert_refused(call("--evaluate", "weights.pt"), "weights.pt is no regular file")
+    assert_refused(call("--evaluate", "weights.pt"), "weights.pt is a pipe or a device")
     Path("weights.pt").unlink()
     Path("weights.pt").write_bytes(WHOLE)
-    assert_refused(call("--evaluate", "weights.pt"), "config.json is no regular file")
+    assert_refused(call("--evaluate", "weights.pt"), "config.json is a pipe or a device")
 
 
 # ------------------------------------------------------------------------- damaged files
