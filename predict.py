@@ -162,7 +162,7 @@ def judge(
     judged = []
     for guess, part in zip(guesses, chances.split([len(digits) for digits in guesses.values()])):
         area, lines, apart = guess
-        price = PRICE[area] + 0.01 * lines + 0.05 * apart  # what is simple is likelier
+        price = PRICE[area] + 0.01 * lines + 0.1 * apart  # what is simple is likelier
         judged.append((part.max(dim=1).values.mean().item() - price, guess, part))
     return sorted(judged, key=lambda one: one[0], reverse=True)
 
