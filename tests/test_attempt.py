@@ -106,7 +106,7 @@ def test_one_file_is_an_attempt(clone: Path, mnist: dict) -> None:
         f"{name}-strong+epochs=1-seed42: dry run" in parts[1] for name in ("model1", "model_small")
     )
     assert (
-        len([*(clone / "runs/model_small-strong+epochs=5-seed42").glob("model_small-*.png")]) == 5
+        len([*(clone / "runs/model_small-strong+epochs=5-seed42").glob("model_small-*.png")]) == 6
     )
     assert "Model_small: 376 parameters" in (clone / "RF.md").read_text()
     assert len([*(clone / "weights").glob("model_small*.onnx")]) == 2
