@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 
 from mnist import IMAGE_SIZE
 from script import UsageError
@@ -190,10 +191,7 @@ def find_sheets(pixels: np.ndarray) -> dict[str, np.ndarray]:
     for name, side in (("light", tone > middle), ("dark", tone <= middle)):
         labels, _ = ndimage.label(side)
         part = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-        holes, count = ndimage.label(~part)
-        outside = np.zeros(count + 1, dtype=bool)
-        outside[np.concatenate([holes[0], holes[-1], holes[:, 0], holes[:, -1]])] = True
-        sheet = part | ~outside[holes]
+        sheet = ndimage.binary_fill_holes(part)
         rows, columns = ndimage.find_objects(sheet.astype(int))[0]
         box = (rows.stop - rows.start) * (columns.stop - columns.start)
         if sheet.sum() > 0.6 * box and part.sum() > 0.65 * sheet.sum():  # neither stroke nor ring
@@ -281,10 +279,9 @@ def group(parts: np.ndarray) -> list[np.ndarray]:
     shared = -gap[..., 1] > 0.3 * np.minimum(size[:, None, 1], size[:, 1])
     small = np.minimum(size[:, None, 0], size[:, 0]) < 0.4 * tallest
     joined = (shared & (gap[..., 0] < 0.15 * tallest)) | (small & (gap.max(2) < 0.2 * tallest))
-    for _ in range(len(found).bit_length()):
-        joined = joined @ joined  # what is joined with what is joined
+    count, digit_of = connected_components(joined)
     numbers, digits = np.array(list(found)), []
-    for one in np.unique(joined, axis=0):
+    for one in (digit_of == digit for digit in range(count)):
         top, left, bottom = low[one, 0].min(), low[one, 1].min(), high[one, 0].max()
         if bottom - top > 0.4 * tallest:
             digits.append((top, bottom, left, np.isin(parts, numbers[one])))

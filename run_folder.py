@@ -68,14 +68,13 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """What `write_state` wrote. Runs no code that a file may hold; UsageError if damaged."""
+    regular_file(path)
     try:
-        with zipfile.ZipFile(regular_file(path)) as archive:
+        with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile  # torch.load looks at no checksum
         with warnings.catch_warnings(action="ignore"):  # torch warns of what it then refuses
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except UsageError:
-        raise
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except Exception:  # torch.load raises a dozen types for what is not its own

@@ -66,9 +66,12 @@ def exit_code(prog: str, command: Callable[..., int | None], *arguments: Any) ->
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when `| head` has read enough
     try:
         return command(*arguments) or 0
-    except (UsageError, RunError, OSError) as error:
+    except (UsageError, RunError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:  # of a place that was named and cannot be used
+        print(f"{prog}: error: {UsageError(error)}; name another place", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:  # a package that only some tools need
         what = f"{error.name} is not installed; run pip install -r requirements-dev.txt"
         print(f"{prog}: error: {what}", file=sys.stderr)

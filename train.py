@@ -416,10 +416,8 @@ def run(
         curves = run_folder.plot_curves(records, "held out" if holdout else "test", name)
         run_folder.write_atomically(folder / "curves.png", curves)
         run_folder.write_state(folder / "weights.pt", learner.ema.state_dict())
-    judged = (
-        "dry run, not judged" if dry_run else verdict(count_parameters(model), records, holdout)
-    )
-    print(f"\n{name}: {judged}")
+    result = verdict(count_parameters(model), records, holdout)
+    print(f"\n{name}: {'dry run, not judged' if dry_run else result}")
     trained = sum(record["seconds"] for record in records[done:])
     print(f"{trained:.0f} s of training, {time.perf_counter() - begin:.0f} s in all")
     if not (dry_run or quiet):
@@ -461,7 +459,8 @@ def resume(args: argparse.Namespace) -> None:
         ) from None
     if not args.threads and 0 < threads <= (os.cpu_count() or 1):
         torch.set_num_threads(threads)  # as before, for the same last digits
-    device = device if args.device == "auto" else args.device
+    if args.device != "auto":
+        device = args.device
     run_folder.warn_of_changes(config, run_folder.describe(select_device(device)))
     if not (args.data_dir or data_dir.exists()):  # the clone has moved
         data_dir = DATA_DIR
@@ -491,22 +490,12 @@ GOES_WITH = {  # what may stand beside each of these options
 
 def add_settings(parser: Parser) -> None:
     """The options that choose a recipe and change settings of it."""
-    add = partial(parser.add_argument, dest="settings", action="append", default=[])
-    parser.add_argument(
-        "--recipe", choices=[*RECIPES], default="strong", help="default: %(default)s"
-    )
-    add(
-        "--set",
-        metavar="SETTING=VALUE",
-        help="change a setting of the recipe, as in --set max_lr=0.2",
-    )
-    add("--epochs", type="epochs={}".format, metavar="N", help="the same as --set epochs=N")
-    add(
-        "--batch-size",
-        type="batch_size={}".format,
-        metavar="N",
-        help="the same as --set batch_size=N",
-    )
+    change = partial(parser.add_argument, dest="settings", action="append", default=[])
+    recipe = {"choices": [*RECIPES], "default": "strong", "help": "default: %(default)s"}
+    parser.add_argument("--recipe", **recipe)
+    change("--set", metavar="SETTING=VALUE", help="change a setting of the recipe: max_lr=0.2")
+    change("--epochs", type="epochs={}".format, metavar="N", help="--set epochs=N")
+    change("--batch-size", type="batch_size={}".format, metavar="N", help="--set batch_size=N")
 
 
 def options() -> Parser:

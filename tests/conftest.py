@@ -45,6 +45,7 @@ def threads() -> Iterator[None]:
     # As Python has them: fixtures of modules call scripts too, which leave theirs behind.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     yield
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     torch.set_num_threads(before)

@@ -57,6 +57,7 @@ def plot(losses: list[float], smooth: np.ndarray, marks: dict[str, float], title
 
 def draw(args: argparse.Namespace) -> None:
     """Run the test, write its picture, and print what it shows."""
+    args.out.mkdir(parents=True, exist_ok=True)
     recipe, device = RECIPES[args.recipe].changed(args.settings), select_device("auto")
     loader, _ = build_loaders(Experiment(args.model, recipe, holdout=10_000), device)  # no test set
     torch.manual_seed(loader.seed)
@@ -71,7 +72,6 @@ def draw(args: argparse.Namespace) -> None:
     for text, rate in marks.items():
         print(f"{text:20}  {rate:.2g}")
     path = args.out / f"{args.model}-{recipe.name}-lr-range.png"
-    args.out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, png(plot(losses, smooth, marks, f"{args.model}, {recipe.name}")))
     print(path)
 
