@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from script import UsageError, regular_file
 
 if TYPE_CHECKING:
-    from train import Recipe
+    from recipes import Recipe
 
 DATA_DIR = Path(__file__).parent / "data"
 IMAGE_SIZE = 28  # pixels, both ways

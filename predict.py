@@ -35,7 +35,7 @@ from attempts import attempts, load_network
 from ink import KEPT_SIZE, TOUCHING, WORKING_SIZE, find_parts, group, inks, open_picture
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
 from run_folder import ROOT
-from script import Parser, UsageError, exit_code, regular_file, whole_number
+from script import Parser, UsageError, exit_code, one_line, regular_file, whole_number
 
 DEFAULT_MODEL = "model4"
 WEIGHTS_DIR = ROOT / "weights"
@@ -270,11 +270,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def one_line(text: str) -> str:
-    """Text with what is no letter, such as a line break in a file's name, as Python writes it."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
 def show(path: Path, picture: Image.Image, digits: list[Digit]) -> None:
     """Write what the network saw of a picture to path + "-seen.png": a digit, enlarged.
 
@@ -297,7 +292,7 @@ def predict(args: argparse.Namespace) -> int:
         try:
             picture, digits, chances = read(path, network)
         except UsageError as error:
-            print(f"predict.py: error: {one_line(str(error))}", file=sys.stderr)
+            print(f"predict.py: error: {error}", file=sys.stderr)
             continue
         digits_found = describe(picture, digits, chances, args.top)
         rows.append({"file": str(path), "digits": digits_found})

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 
+def one_line(text: str) -> str:
+    """Text with what is no letter, such as a line break in a file's name, as an escape."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class OneLineError(Exception):
-    """Its text is one line: what else the name of a file may hold is shown as an escape."""
+    """Its text is one line, whatever the name of a file holds."""
 
     def __str__(self) -> str:
-        text = super().__str__()
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return one_line(super().__str__())
 
 
 class UsageError(OneLineError):

@@ -20,8 +20,8 @@ from torchvision.transforms import functional as TF
 
 import train
 from mnist import DATA_DIR, AverageOfViews, Loader, augment, draw_transforms, load_mnist
+from recipes import CLASSIC, Experiment
 from script import UsageError
-from train import CLASSIC, Experiment
 
 STILL = dataclasses.replace(CLASSIC, rotation=0.0)
 GENERAL = dataclasses.replace(

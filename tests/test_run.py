@@ -16,8 +16,8 @@ import run_folder
 import train
 from attempts import load_network
 from mnist import Loader
+from recipes import CLASSIC, Experiment
 from run_folder import verdict
-from train import CLASSIC, Experiment
 
 ONE_EPOCH, TWO_EPOCHS = (replace(CLASSIC, epochs=epochs) for epochs in (1, 2))
 

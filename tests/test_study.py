@@ -19,10 +19,11 @@ from types import SimpleNamespace
 import pytest
 
 import train
+from recipes import CLASSIC, STRONG, Experiment
 from run_folder import ROOT
 from script import RunError
 from tools import study, tables, worker
-from train import CLASSIC, STRONG, Experiment, Learner
+from train import Learner
 
 OWN = replace(STRONG, name="own", epochs=2, batch_size=128)  # two times four steps with few images
 

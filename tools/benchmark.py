@@ -34,9 +34,10 @@ from torch.utils.data import DataLoader, Subset
 
 from attempts import attempts, build_network
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Loader, load_mnist
+from recipes import RECIPES, Recipe
 from run_folder import ROOT, describe, write_atomically
 from script import Parser, RunError, exit_code, whole_number
-from train import RECIPES, Learner, Recipe, reuse_freed_memory, select_device, train_one_epoch
+from train import Learner, reuse_freed_memory, select_device, train_one_epoch
 
 RECORD, DOCUMENT = ROOT / "results" / "benchmark.json", ROOT / "results" / "README.md"
 ALL_IMAGES, TRIAL_IMAGES, WARM_UP_IMAGES = 60_000, 10_000, 2_000

@@ -19,9 +19,10 @@ from scipy.ndimage import gaussian_filter1d
 
 from attempts import attempts, build_network
 from mnist import Loader
+from recipes import RECIPES, Experiment, add_settings
 from run_folder import png, write_atomically
 from script import Parser, RunError, exit_code
-from train import RECIPES, Experiment, Learner, add_settings, build_loaders, select_device
+from train import Learner, build_loaders, select_device
 
 RATES = np.geomspace(1e-4, 10, 300)  # one a batch
 EXPLODED = 2  # times the first loss, that of guessing

@@ -27,8 +27,8 @@ WIDE = 3 * IMAGE_SIZE  # pixels: on so wide an image no border cuts off the fiel
 POOLS = {"max_pool2d": "max pool", "amax": "max pool", "avg_pool2d": "average pool"}
 POOLS |= {"adaptive_avg_pool2d": "average pool", "mean": "average pool"}
 # Besides what torch calls pointwise, these treat each position by itself.
-BY_POSITION = {"batch_norm", "cat", "chunk", "dropout", "feature_dropout"}
-BY_POSITION |= {"hardswish", "prelu", "slice", "split"}
+BY_POSITION = {"batch_norm", "cat", "chunk", "contiguous", "dropout", "feature_dropout"}
+BY_POSITION |= {"hardswish", "prelu", "repeat", "slice", "split"}
 Geometry = tuple[int, int, int | str]  # kernel size, its dilation included; stride; padding
 Field = tuple[int, int]  # pixels along an axis that a value can depend on; from a value to the next
 
@@ -121,13 +121,14 @@ def measured_fields(steps: list[Step]) -> Iterator[str]:
     may pass none, but over all channels and a batch of random images every edge is reached.
     """
     images = torch.randn(8, 1, WIDE, WIDE, requires_grad=True)
-    outputs = [images * 1]  # a copy, for what works in place
+    outputs: list[Tensor] = [images]  # read as copies, for what works in place
     for step in steps[1:]:
         result = None
         with contextlib.suppress(RuntimeError):  # such as a view to sizes of its own
-            result = step.run(outputs)
+            result = step.run({x: outputs[x] * 1 for x in step.reads})
         if result is None or result.ndim < 4 or result.shape == step.output.shape:
-            result = step.run({x: middle(outputs[x], steps[x].output.shape) for x in step.reads})
+            read = {x: middle(outputs[x] * 1, steps[x].output.shape) for x in step.reads}
+            result = step.run(read)
         outputs.append(result)
         yield extent(middle(result, (*result.shape[:2], 1, 1)[: result.ndim]), images)
 
@@ -144,11 +145,14 @@ def table(name: str) -> str:
     row = "| {:22} | {:9} | {:12} | {:>4} | {:>4} | {:>8} |".format
     rows = [row("layer", "k / s / p", "output", "RF", "jump", "measured")]
     rows.append(row("---", "---", "---", "---:", "---:", "---:"))
-    for step, layer, pixels in zip(steps, known, measured):
-        if layer.title:
-            sizes = "/".join(map(str, layer.geometry or ("-" if pixels else "")))
-            shape = " x ".join(map(str, step.output.shape[1:]))
-            rows.append(row(layer.title, sizes, shape, *(layer.field or "--"), pixels))
+    titled = [each for each in zip(steps, known, measured) if each[1].title]
+    kinds = (at for at, (step, layer, _) in enumerate(titled) if at and layer.title != step.name)
+    # Of what happens to an image before the first layer of a known kind, the last has a row.
+    del titled[1 : next(kinds, 1) - 1]
+    for step, layer, pixels in titled:
+        sizes = "/".join(map(str, layer.geometry or ("-" if pixels else "")))
+        shape = " x ".join(map(str, step.output.shape[1:]))
+        rows.append(row(layer.title, sizes, shape, *(layer.field or "--"), pixels))
     field = known[-1].field[0] if known[-1].field else measured[-1]
     title = f"## {type(model).__name__}: {count_parameters(model):,} parameters"
     seen = extent(model(images.requires_grad_() * 1), images)

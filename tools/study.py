@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from attempts import attempts, build_network
+from recipes import CLASSIC, RECIPES, STRONG, Experiment, Recipe, add_settings
 from run_folder import LAST_EPOCHS, EpochRecord
 from script import Parser, RunError, UsageError, exit_code, whole_number
 from tools import tables
 from tools.worker import end_with_parent, key_of, train_one
-from train import CLASSIC, RECIPES, STRONG, Experiment, Recipe, add_settings
 
 MOST_SEEDS = 10_000
 CONNECT_SECONDS = 10  # for the scheduler of a cluster to answer

@@ -138,13 +138,19 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     return groups.agg(**cells).droplevel("size").reset_index()
 
 
+def under_one_recipe(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of each network under RECIPE, or, where it has none, under the last other recipe."""
+    last = runs.sort_values("recipe", key=lambda names: names == RECIPE, kind="stable")
+    return runs[runs["recipe"] == runs["model"].map(last.groupby("model")["recipe"].last())]
+
+
 def attempts_table(tested: pd.DataFrame) -> str:
-    """A row for each modelX.py, under the recipe of most tables; "-" where none is on record."""
-    found = summary(tested[tested["recipe"] == RECIPE]).drop_duplicates("model", keep="last")
+    """A row for each modelX.py, under one recipe; "-" where none is on record."""
+    found = summary(under_one_recipe(tested)).drop_duplicates("model", keep="last")
     table = found.set_index("model").reindex(attempts()).astype(object).fillna("-")
     table["attempt"] = [f"[{name}]({name}.py)" for name in table.index]
-    titles = ["attempt", "parameters", "seeds", "last epoch, mean ± (95 %)", "min", CHALLENGE]
-    return markdown(table[titles])
+    titles = ["attempt", "recipe", "parameters", "seeds", "last epoch, mean ± (95 %)", "min"]
+    return markdown(table[[*titles, CHALLENGE]], 2)
 
 
 def claim(tested: pd.DataFrame) -> str:
@@ -164,11 +170,11 @@ def claim(tested: pd.DataFrame) -> str:
 
 def epochs_tables(epochs: pd.DataFrame) -> str:
     """One run of each network, seed 42, epoch by epoch, as train.py prints it."""
-    runs = epochs.query("recipe == @RECIPE and seed == 42 and holdout == 0")
+    runs = under_one_recipe(epochs.query("seed == 42 and holdout == 0"))
     lines = []
     for name in attempts():
         rows = runs[runs["model"] == name]
-        lines += [f"### {name}", "", run_folder.table_header(0)]
+        lines += [f"### {name}, {''.join(rows['recipe'].unique())}", "", run_folder.table_header(0)]
         lines += [*map(run_folder.table_row, rows.to_dict("records")), ""]
     return "\n".join(lines[:-1])
 
@@ -223,7 +229,7 @@ def plot_frontier(records: pd.DataFrame) -> bytes:
     axes = figure.subplots()
     axes.axhline(MIN_ACCURACY, color="gray", linewidth=1)
     axes.axvline(MAX_PARAMETERS, color="gray", linewidth=1)
-    runs = records.query("recipe == @RECIPE and holdout == 0")
+    runs = under_one_recipe(records.query("holdout == 0"))
     for number, (base, found) in enumerate(runs.groupby("base")):
         last, color = found.groupby("parameters")["acc"].agg(["mean", "min", "max"]), f"C{number}"
         name = f"{base} and smaller sizes" if len(last) > 1 else base

@@ -16,8 +16,9 @@ from torch import nn
 
 from attempts import count_parameters, load_network
 from mnist import DATA_DIR, AverageOfViews, Loader, load_mnist
+from recipes import Experiment
 from run_folder import ROOT, EpochRecord, describe, read_config
-from train import TEST_BATCH_SIZE, Experiment, evaluate, run
+from train import TEST_BATCH_SIZE, evaluate, run
 
 
 def end_with_parent() -> None:
