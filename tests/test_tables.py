@@ -145,7 +145,7 @@ def test_nothing_fails_where_records_are_missing_or_of_nobody_known(
     assert [row[:3] for row in cells(made["seeds"])] == expected
     assert {row[0] for row in cells(made["sizes"])} == {"model77", "model77-900"}
     front = (tmp_path / "front.md").read_text()
-    assert re.search(r"model3\.py\) \| +7,784 \| +1 \| +99.500 \|", front)
+    assert re.search(r"model3\.py\) \| strong +\| +7,784 \| +1 \| +99.500 \|", front)
     for name in ("seeds.png", "frontier.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
