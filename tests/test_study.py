@@ -177,10 +177,10 @@ def test_runs_that_fail_are_named_and_the_others_go_on(task, results, capsys) ->
 def test_a_killed_study_leaves_no_workers(task: functools.partial) -> None:
     """The driver is killed outright, so that nobody can tell its worker to stop."""
     code = f"""
-import functools, pathlib, stand_in, train
+import functools, pathlib, recipes, stand_in
 from tools import study
 task = functools.partial(stand_in.task, pathlib.Path({str(task.args[0])!r}))
-study.train_all([train.Experiment("model3", train.STRONG, 1)], task, 1)
+study.train_all([recipes.Experiment("model3", recipes.STRONG, 1)], task, 1)
 """
     # Its worker holds the other end of the pipe as long as it lives.
     command = [sys.executable, "-c", code]
