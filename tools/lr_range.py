@@ -58,8 +58,8 @@ def plot(losses: list[float], smooth: np.ndarray, marks: dict[str, float], title
 
 def draw(args: argparse.Namespace) -> None:
     """Run the test, write its picture, and print what it shows."""
-    args.out.mkdir(parents=True, exist_ok=True)
     recipe, device = RECIPES[args.recipe].changed(args.settings), select_device("auto")
+    args.out.mkdir(parents=True, exist_ok=True)
     loader, _ = build_loaders(Experiment(args.model, recipe, holdout=10_000), device)  # no test set
     torch.manual_seed(loader.seed)
     learner = Learner(build_network(args.model).to(device), recipe, len(loader))
