@@ -47,7 +47,8 @@ def slopes(images: Tensor) -> Tensor:
     The slopes are how fast it gets brighter (Sobel 1968) in eight directions, 45 degrees apart,
     and 0 where it gets darker.
     """
-    to_right = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=images.device) / 8
+    across = torch.arange(-1, 2, device=images.device)
+    to_right = (2 - across.abs())[:, None] * across / 8  # a smoothed difference of neighbours
     angles = torch.arange(8, device=images.device)[:, None, None] * math.pi / 4
     filters = angles.cos() * to_right + angles.sin() * to_right.T
     rising = torch.relu(F.conv2d(images, filters[:, None].to(images.dtype)))
@@ -55,28 +56,32 @@ def slopes(images: Tensor) -> Tensor:
 
 
 class Model_6(nn.Module):
-    """Images (N, 1, 28, 28) to logits (N, 10). 986 parameters, each image seen as a whole."""
+    """Images (N, 1, 28, 28) to logits (N, 10). 986 parameters, each image seen as a whole.
 
-    def __init__(self) -> None:
+    `width` is the number of channels of the block, 11 or more.
+    """
+
+    def __init__(self, width: int = 25) -> None:
         super().__init__()
+        self.width = width
         self.pool = nn.Sequential(nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, ceil_mode=True))
         # The block, which is applied once before the second pool and four times after it.
-        self.depthwise = nn.Conv2d(25, 25, 3, padding=1, groups=25, bias=False)
-        self.pointwise = nn.Conv2d(25, 25, 1, bias=False)
-        self.between = nn.ModuleList(nn.BatchNorm2d(25, affine=False) for _ in range(5))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(25) for _ in range(5))
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.pointwise = nn.Conv2d(width, width, 1, bias=False)
+        self.between = nn.ModuleList(nn.BatchNorm2d(width, affine=False) for _ in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(5))
         for norm in self.norms:
             norm.weight = None  # it learns a bias alone
         # The classifier is fixed: digit k has k + 1 half waves over the channels, which makes the
         # ten orthogonal. It learns one scale and ten biases.
-        phase = math.pi * (torch.arange(25) + 0.5) / 25
-        waves = torch.cos(torch.arange(1, 11)[:, None] * phase)  # (10, 25)
+        phase = math.pi * (torch.arange(width) + 0.5) / width
+        waves = torch.cos(torch.arange(1, 11)[:, None] * phase)  # (10, width)
         self.register_buffer("waves", waves, persistent=False)
         self.scale = nn.Parameter(torch.ones(1))
         self.bias = nn.Parameter(torch.zeros(10))
 
     def block(self, features: Tensor, number: int) -> Tensor:
-        """The block, with BatchNorm `number`, from 0: (N, 25, H, W) to the same shape."""
+        """The block, with BatchNorm `number`, from 0: (N, width, H, W) to the same shape."""
         change = self.pointwise(self.between[number](self.depthwise(features)))
         return torch.relu(features + self.norms[number](change))
 
@@ -85,7 +90,7 @@ class Model_6(nn.Module):
         # In this layout the pools and the block train faster on a CPU.
         features = slopes(upright(images)).contiguous(memory_format=torch.channels_last)
         features = self.pool(features)  # 9 x 13 x 13
-        features = features.repeat(1, 3, 1, 1)[:, :25]  # 25 x 13 x 13
+        features = features.repeat(1, math.ceil(self.width / 9), 1, 1)[:, : self.width]
         features = features.contiguous(memory_format=torch.channels_last)
         features = self.pool(self.block(features, 0))  # 25 x 6 x 6
         means = []
