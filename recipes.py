@@ -1,6 +1,6 @@
 """The recipes: every setting of a training. With a network and a seed, one decides a run.
 
-A recipe of your own is one more entry in RECIPES; every script and table takes it from there.
+A recipe of your own stands above RECIPES and goes into the tuple there; scripts and tables find it.
 """
 
 import math
