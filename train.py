@@ -268,9 +268,8 @@ def run(
     torch.manual_seed(experiment.seed)
     model = build_network(experiment.model, **experiment.sizes).to(target)
     learner = Learner(model, recipe, len(loader))
-    config = asdict(experiment) | {"data_dir": str(data_dir.resolve())}
-    config |= run_folder.describe(target)
-    folder = resumed or run_folder.new_run_folder(out_dir, name, config)
+    place = {"data_dir": str(data_dir.resolve())} | run_folder.describe(target)
+    folder = resumed or run_folder.new_run_folder(out_dir, name, asdict(experiment) | place)
     with contextlib.nullcontext() if dry_run else run_folder.at_work(folder):
         records = run_folder.load_checkpoint(folder, learner)
         if not quiet:
