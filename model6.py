@@ -1,7 +1,7 @@
 """Attempt 6: fewer than 1,000 parameters.
 
 Target    99.0 % on average in 15 epochs, with fewer than 1,000 parameters.
-Result    RESULT
+Result    99.04 % at the last epoch over 11 seeds with the recipe "mild", 98.92 to 99.20 %.
 Analysis  So small a network underfits, so it gets what costs no parameter. An image is turned
           upright by its moments before the network sees it. Fixed filters show how steeply it
           gets brighter in eight directions. These maps, repeated to 25 channels, pass five times
