@@ -227,11 +227,6 @@ def classify(network: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([network(batch).softmax(dim=1) for batch, _ in batches])
 
 
-def sure(chances: Tensor) -> bool:
-    """Whether the probabilities (10) of what may be a digit are those of one."""
-    return chances.max().item() >= SURE
-
-
 # ----------------------------------------------------------------------- command line
 
 
@@ -244,7 +239,7 @@ def describe(picture: Image.Image, digits: list[Digit], chances: Tensor, top: in
         result.append(
             {
                 "box": [round(at / side, 4) for at, side in zip(digit.box, 2 * picture.size)],
-                "sure": sure(row),
+                "sure": row.max().item() >= SURE,
                 "top": [{"digit": number, "confidence": chance} for number, chance in guesses],
             }
         )

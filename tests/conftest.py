@@ -1,11 +1,13 @@
 """What several test files share: no network, the real digits, and a small part of them."""
 
 import gzip
+import itertools
 import os
 import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +90,15 @@ def take_few(mnist: Digits, patch: pytest.MonkeyPatch) -> Digits:
 def small_mnist(mnist: Digits, monkeypatch: pytest.MonkeyPatch) -> Digits:
     """What `take_few` lets `train` find."""
     return take_few(mnist, monkeypatch)
+
+
+def fail_at(number: int, owner: object, name: str, error: BaseException, patch) -> None:
+    """Make the call of owner.name with that number, counted from 1, raise `error`."""
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def failing(*args: Any) -> Any:
+        if next(calls) == number:
+            raise error
+        return function(*args)
+
+    patch.setattr(owner, name, failing)

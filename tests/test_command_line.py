@@ -18,17 +18,16 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import Digits, take_few
-from torch import Tensor, nn
+from conftest import Digits, fail_at, take_few
+from torch import Tensor
 
 import mnist as dataset
 import run_folder
 import train
-from attempts import attempts, build_network
+from attempts import build_network
 from mnist import load_mnist
 from run_folder import ROOT
 
@@ -57,18 +56,6 @@ def call(small_mnist, tmp_path, monkeypatch, capsys) -> Call:
         return code, out, err + "".join(f"{warning.message}\n" for warning in caught)
 
     return call
-
-
-def fail_at(number: int, owner: object, name: str, error: BaseException, patch) -> None:
-    """Make the call of owner.name with that number, counted from 1, raise `error`."""
-    function, calls = getattr(owner, name), itertools.count(1)
-
-    def failing(*args: Any) -> Any:
-        if next(calls) == number:
-            raise error
-        return function(*args)
-
-    patch.setattr(owner, name, failing)
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +153,10 @@ def test_what_may_never_end_is_not_read(stopped: Path, call: Call) -> None:
 # ------------------------------------------------------------------------- damaged files
 
 
-def saved(value: object, **options: object) -> bytes:
+def saved(value: object) -> bytes:
     """What torch.save makes of `value`."""
     buffer = io.BytesIO()
-    torch.save(value, buffer, **options)
+    torch.save(value, buffer)
     return buffer.getvalue()
 
 
@@ -185,13 +172,10 @@ FIRST, FILTERS = next(iter(STATE.items()))
 WHOLE = saved(STATE)
 HOSTILE = {"model": Payload(), "more": Payload()}
 DAMAGED = {
-    "empty": b"",
     "half": WHOLE[:20_000],
     "one flipped bit": WHOLE[:20_000] + bytes([WHOLE[20_000] ^ 1]) + WHOLE[20_001:],
     "a number": saved(1),
-    "a whole module": saved(build_network("model3")),
     "no tensors": saved(dict.fromkeys(STATE, 1.0)),
-    "another network": saved(nn.Linear(784, 10).state_dict()),
     "one entry less": saved({name: STATE[name] for name in STATE if name != FIRST}),
     "other shape": saved(STATE | {FIRST: FILTERS[:, :, :2]}),
     "nan": saved(STATE | {FIRST: FILTERS * math.nan}),
@@ -202,7 +186,6 @@ DAMAGED = {
     "float16": saved(STATE | {FIRST: FILTERS.half()}),
     "code": saved(HOSTILE),
     "code, pickled": pickle.dumps(HOSTILE, protocol=2),
-    "code, old torch": saved(HOSTILE, _use_new_zipfile_serialization=False),
 }
 
 
@@ -216,22 +199,18 @@ def test_files_without_weights_or_checkpoint(damage: str, stopped: Path, call: C
     assert content(stopped) == before and not Path("was_run").exists()
 
 
-@pytest.mark.parametrize("name", attempts())
-def test_weights_tell_of_which_network_they_are(name: str, call: Call) -> None:
-    Path("some.pt").write_bytes(saved(build_network(name).state_dict()))
+def test_weights_tell_of_which_network_they_are(call: Call) -> None:
+    Path("some.pt").write_bytes(saved(build_network("model4").state_dict()))
     code, out, _ = call("--evaluate", "some.pt")
-    assert code == 0 and out.startswith(f"{name}: test loss")
-    for other in set(attempts()) - {name}:
-        assert_refused(call("--evaluate", "some.pt", "--model", other), other)
+    assert code == 0 and out.startswith("model4: test loss")
+    assert_refused(call("--evaluate", "some.pt", "--model", "model5"), "model5")
 
 
 # ---------------------------------------------------------------- resume, help, dry runs
 
 HARM = {  # to config.json
     "truncated": lambda text: text[:-2],
-    "bytes": lambda text: "\udcff",
     # of another version: its settings have other names, or there are others
-    "other name": lambda text: text.replace('"model"', '"x"'),
     "other recipe": lambda text: text.replace('"max_lr"', '"x"'),
     "former version": lambda text: text.replace('"sizes"', '"code"'),
     "no number": lambda text: re.sub('"seed": [0-9]+', '"seed": "4"', text),
@@ -240,17 +219,16 @@ HARM = {  # to config.json
     "name of a recipe": lambda text: text.replace('"name": "', '"name": "../../'),
     # A learning rate follows a schedule of as many steps as the run was begun with.
     "longer": lambda text: text.replace('"epochs": 3', '"epochs": 4'),
-    "smaller batches": lambda text: re.sub('"batch_size": [0-9]+', '"batch_size": 64', text),
 }
 
 
 @pytest.mark.parametrize("harm", HARM)
 def test_resume_with_a_damaged_or_another_config(harm: str, stopped: Path, call: Call) -> None:
     config = stopped / "config.json"
-    config.write_text(HARM[harm](config.read_text()), errors="surrogateescape")
+    config.write_text(HARM[harm](config.read_text()))
     before = content(stopped)
     named = f"--resume {stopped}: its config.json is damaged"
-    if harm in ("longer", "smaller batches"):
+    if harm == "longer":
         named = "not of this run"
     elif "recipe that" in harm or "of a recipe" in harm:
         named = "recipe: "
@@ -258,14 +236,13 @@ def test_resume_with_a_damaged_or_another_config(harm: str, stopped: Path, call:
     assert content(stopped) == before
 
 
-@pytest.mark.parametrize("change", [{"torch": "1.0"}, {"threads": 99_999}, {"device_name": "x"}])
-def test_resume_elsewhere_warns_and_a_finished_run_is_refused(change, stopped, call) -> None:
-    (key, value), *_ = change.items()
+def test_resume_elsewhere_warns_and_a_finished_run_is_refused(stopped, call) -> None:
     config = json.loads((stopped / "config.json").read_text())
-    (stopped / "config.json").write_text(json.dumps(config | change))
+    had = {"device_name": "x", "threads": 99_999, "torch": "1.0"}
+    (stopped / "config.json").write_text(json.dumps(config | had))
     code, _, err = call("--resume", stopped, "--quiet")
-    assert code == 0 and err.count("\n") == 1 and "the result may differ" in err
-    assert err.startswith(f"warning: {key} was {value} and is {config[key]} now;")
+    changes = [f"warning: {key} was {had[key]} and is {config[key]} now" for key in had]
+    assert code == 0 and err.splitlines() == [f"{one}; the result may differ" for one in changes]
     before = content(stopped)
     assert_refused(call("--resume", stopped), f"--resume {stopped}: this run is finished")
     assert content(stopped) == before
@@ -291,13 +268,11 @@ def test_examples_in_the_help_work(call: Call) -> None:
         train.options().parse_args(example.split())
 
 
-@pytest.mark.parametrize("options", ["", "--model all --holdout 100", "--quiet --out-dir there"])
-def test_dry_run_leaves_nothing_behind(options, call, monkeypatch, tmp_path) -> None:
+def test_dry_run_leaves_nothing_behind(call, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code, out, err = call("--dry-run", "--epochs", "2", *options.split())
-    assert (code, err) == (0, "") and "seed42: dry run, not judged" in out.replace(
-        "-holdout100", ""
-    )
+    options = ["--model", "all", "--holdout", "100", "--out-dir", "there"]
+    code, out, err = call("--dry-run", "--epochs", "2", *options)
+    assert (code, err) == (0, "") and "seed42-holdout100: dry run, not judged" in out
     with pytest.MonkeyPatch.context() as patch:
         fail_at(2, train, "evaluate", KeyboardInterrupt(), patch)
         code, _, err = call("--dry-run", "--epochs", "2")
@@ -311,15 +286,14 @@ EPOCH = ["metrics.csv", "checkpoint.pt"]
 WRITES = ["config.json", *EPOCH, *EPOCH, "curves.png", "weights.pt"]  # of two epochs, in order
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
-def test_full_disk_costs_no_more_than_what_was_being_written(owner, name, call, tmp_path) -> None:
+def test_full_disk_costs_no_more_than_what_was_being_written(call, tmp_path) -> None:
     options = ["--epochs", "2", "--quiet", "--batch-size", "9999", "--holdout", "400"]
     assert call(*options, "--out-dir", tmp_path / "whole")[0] == 0
     whole = tmp_path / "whole" / "model3-strong+batch_size=9999+epochs=2-seed42-holdout400"
     for number, file in enumerate(WRITES, start=1):
         folder = tmp_path / str(number) / whole.name
         with pytest.MonkeyPatch.context() as patch:
-            fail_at(number, owner, name, OSError(errno.ENOSPC, "No space left"), patch)
+            fail_at(number, os, "fsync", OSError(errno.ENOSPC, "No space left"), patch)
             outcome = call(*options, "--out-dir", folder.parent)
         assert_refused(outcome, f"{folder / file}: No space", 1)
         before = set(WRITES[: number - 1])
@@ -327,6 +301,7 @@ def test_full_disk_costs_no_more_than_what_was_being_written(owner, name, call, 
         if before:
             assert call("--resume", folder, "--quiet")[0] == 0
             assert (folder / "weights.pt").read_bytes() == (whole / "weights.pt").read_bytes()
+            assert (folder / "metrics.csv").read_text().count("\n") == 3
 
 
 def test_loss_that_is_not_finite(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,21 +211,3 @@ def test_network_is_the_described_one(name: str, training: bool, mnist: dict) ->
         torch.testing.assert_close(ours, theirs, rtol=exact, atol=exact * largest / 1000)
     else:
         assert all(map(torch.equal, ours, theirs))
-
-
-def test_model4_has_the_widths_it_is_given() -> None:
-    """tools.study trains smaller ones."""
-    small = build_network("model4", stem=(4, 6), width=10)
-    assert small(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
-    # Convolutions, each with two parameters of BatchNorm a channel; three blocks; the head.
-    stem = (4 * 9 + 8) + (4 * 6 * 9 + 12)
-    first = (6 * 9 + 12) + (6 * 10 + 20)
-    blocks = 3 * ((10 * 9 + 20) + (10 * 10 + 20))
-    assert count_parameters(small) == stem + first + blocks + (10 * 10 + 10)
-
-
-def test_model6_has_the_width_it_is_given() -> None:
-    """One 3x3 filter a channel, the 1x1 filters, five biases a channel, a scale, ten biases."""
-    wide = build_network("model6", width=54)
-    assert wide(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
-    assert count_parameters(wide) == 54 * 9 + 54 * 54 + 5 * 54 + 1 + 10

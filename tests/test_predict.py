@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pictures
 import pytest
 import torch
 from conftest import Digits
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import nn
 
 import predict
@@ -25,77 +24,6 @@ from mnist import AverageOfViews
 from script import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BLACK, WHITE, RED, GREEN = (0, 0, 0), (255, 255, 255), (200, 60, 60), (20, 150, 60)
-BLUE, GREY, YELLOW = (30, 40, 130), (70, 70, 75), (250, 240, 90)
-Random = np.random.Generator
-
-
-def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, kind, **options)
-    return content.getvalue()
-
-
-def enlarge(digit: np.ndarray, size: int) -> Image.Image:
-    return Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)
-
-
-def place(digit: np.ndarray, random: Random, size: int, most: float = 1) -> np.ndarray:
-    """Ink from 0 to 1 of an enlarged digit, on paper up to `most` times as high and as wide."""
-    more = random.integers(int(size * (most - 1)) + 1, size=2)
-    before = random.integers(more + 1)
-    return np.pad(np.asarray(enlarge(digit, size)) / 255, list(zip(before, more - before)))
-
-
-def blend(ink: np.ndarray, colour: object, paper: object) -> Image.Image:
-    """A picture with ink of one RGB colour on paper of another, or of colours by pixel."""
-    pixels = np.asarray(paper) + ink[..., None] * (np.asarray(colour) - np.asarray(paper))
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def transparent(digit: np.ndarray, random: Random) -> bytes:
-    picture = Image.new("RGB", (84, 84), (BLACK, WHITE, RED)[random.integers(3)])
-    picture.putalpha(enlarge(digit, 84))
-    return encode(picture)
-
-
-def photo(digit: np.ndarray, random: Random) -> bytes:
-    """Blue or grey ink on yellowish paper with light from one side, noise and blur, as JPEG."""
-    ink = place(digit, random, 160, most=2)
-    down, right = np.mgrid[-0.5 : 0.5 : ink.shape[0] * 1j, -0.5 : 0.5 : ink.shape[1] * 1j]
-    turn = random.uniform(0, 2 * np.pi)
-    light = (0.75 + 0.3 * (np.cos(turn) * right + np.sin(turn) * down))[..., None]
-    picture = blend(ink, light * (BLUE, GREY)[random.integers(2)], light * (240, 235, 215))
-    noisy = np.asarray(picture) + random.normal(0, 5, (*ink.shape, 3))
-    picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-    return encode(picture.filter(ImageFilter.GaussianBlur(1)), "JPEG", quality=70)
-
-
-KINDS: dict[str, Callable[[np.ndarray, Random], bytes]] = {
-    "inverted": lambda digit, _: encode(Image.fromarray(255 - digit)),
-    "enlarged": lambda digit, _: encode(Image.fromarray(digit).resize((280, 280), 0)),
-    "as bright": lambda *two: encode(blend(place(*two, 90), RED, GREEN), "BMP"),
-    "padded": lambda *two: encode(blend(place(*two, 50, most=4), BLACK, WHITE), "WEBP"),
-    "palette": lambda *two: encode(blend(place(*two, 100), YELLOW, BLUE).quantize(16), "GIF"),
-    "coloured": lambda *two: encode(blend(place(*two, 90), BLUE, RED)),
-    "cropped": lambda digit, _: encode(Image.fromarray(digit[4:24, 4:24])),
-    "transparent": transparent,
-    "sixteen bits": lambda *two: encode(Image.fromarray(np.uint16(4e4 * place(*two, 70)))),
-    "photo": photo,
-}
-
-
-@pytest.fixture(scope="module")
-def folder(mnist: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures of each kind, each called label-kind-index, all of different test digits."""
-    folder = tmp_path_factory.mktemp("pictures")
-    images, labels = mnist["test"]
-    for number, (kind, make) in enumerate(KINDS.items()):
-        random = np.random.default_rng(number)
-        for index in range(12 * number, 12 * number + 12):
-            content = make(images[index, 0].numpy(), random)
-            (folder / f"{labels[index]}-{kind}-{index}").write_bytes(content)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +32,11 @@ def network() -> nn.Module:
 
 
 @pytest.fixture
-def photos(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*-photo-*"))[:5]
+def photos(tmp_path: Path) -> list[Path]:
+    """Two pictures of a drawn 7."""
+    for kind in ("jpeg", "shadow"):
+        (tmp_path / f"{kind}.jpg").write_bytes(pictures.picture(kind, 1007))
+    return sorted(tmp_path.glob("*.jpg"))
 
 
 def digits(row: dict[str, Any]) -> str:
@@ -116,14 +47,6 @@ def output(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> list[dic
     """What the command line prints as JSON: all ten guesses on each picture."""
     assert predict.main([*map(str, arguments), "--json", "--top", "10"]) == 0
     return json.loads(capsys.readouterr().out)
-
-
-def test_what_people_have_is_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = sorted(folder.iterdir())
-    rows = output(paths, capsys)
-    assert len(rows) == 12 * len(KINDS) and [row["file"] for row in rows] == list(map(str, paths))
-    wrong = [p.name for p, row in zip(paths, rows) if p.name[0] != digits(row)]
-    assert len(wrong) <= 0.03 * len(paths), wrong
 
 
 @pytest.mark.parametrize("kind", pictures.KINDS)
@@ -166,7 +89,9 @@ def test_several_digits_are_read_line_by_line(tmp_path: Path, capsys) -> None:
 def test_what_is_no_digit_is_unsure(network: nn.Module) -> None:
     def sure(seeds: range) -> float:
         drawn = (pictures.blend(np.pad(pictures.ink_of(seed, 60), 15)) for seed in seeds)
-        return np.mean([predict.sure(predict.read(one, network)[2][0]) for one in drawn])
+        return np.mean(
+            [predict.read(one, network)[2][0].max() >= predict.SURE for one in drawn]
+        )
 
     assert sure(range(1000, 1040)) >= 0.95
     assert sure(range(-1040, -1000)) <= 0.6
@@ -192,7 +117,8 @@ def test_a_digit_is_fitted_and_centred_as_mnist_is() -> None:
 def test_a_large_picture_is_read_as_a_small_one(kind: str, mnist: Digits, tmp_path: Path) -> None:
     """12 megapixels, turned as EXIF says, with a digit of a tenth of the width."""
     sheet = Image.new("L", (4000, 3000), 255)
-    sheet.paste(enlarge(255 - mnist["test"][0][0, 0].numpy(), 400), (3100, 700))  # a 7
+    seven = Image.fromarray(255 - mnist["test"][0][0, 0].numpy())
+    sheet.paste(seven.resize((400, 400), Image.Resampling.BICUBIC), (3100, 700))
     small = sheet.crop((2900, 500, 3500, 1100)).resize((300, 300), Image.Resampling.BOX)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -215,7 +141,7 @@ def test_a_program_gets_what_the_command_line_says(options, photos: list[Path], 
             for one in sorted(row["digits"][0]["top"], key=lambda one: one["digit"])
         ]
         with Image.open(path) as picture:
-            for source in (path, str(path), picture, picture.convert("RGB")):
+            for source in (path, str(path), picture):
                 found = predict.probabilities(source, **options)
                 assert found == pytest.approx(said, abs=1e-5)
 
@@ -240,10 +166,10 @@ def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits) -> None:
     seven = Image.fromarray(mnist["test"][0][0, 0].numpy())
     contents = {
         "empty: not a picture, or damaged": b"",
-        "cut: a damaged picture": encode(seven.resize((280, 280)))[:600],
-        "white: nothing stands out on it": encode(Image.new("RGB", (50, 80), "white")),
-        "clear: nothing but transparency": encode(Image.new("RGBA", (50, 80))),
-        "bomb: larger than 89 million pixels": encode(Image.new("1", (10_000, 10_000))),
+        "cut: a damaged picture": pictures.encode(seven.resize((280, 280)))[:600],
+        "white: nothing stands out on it": pictures.encode(Image.new("RGB", (50, 80), "white")),
+        "clear: nothing but transparency": pictures.encode(Image.new("RGBA", (50, 80))),
+        "bomb: larger than 89 million pixels": pictures.encode(Image.new("1", (10_000, 10_000))),
         "pdf: a PDF; export its page as PNG": b"%PDF-1.7 ...",
         "svg: an SVG drawing; export it as PNG": b'<?xml version="1.0"?>\n<svg width="9">',
         "folder: a folder; name the pictures in it": None,
@@ -251,7 +177,7 @@ def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits) -> None:
     }
     (tmp_path / "folder").mkdir()
     names = [line.partition(":")[0] for line in contents]
-    for name, content in zip([*names, "seven"], [*contents.values(), encode(seven)]):
+    for name, content in zip([*names, "seven"], [*contents.values(), pictures.encode(seven)]):
         if content is not None:
             (tmp_path / name).write_bytes(content)
     command = [sys.executable, predict.__file__, *(tmp_path / name for name in [*names, "seven"])]

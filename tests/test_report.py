@@ -1,7 +1,5 @@
 """The report's pictures against hand computation, and its command line."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -84,7 +82,7 @@ def test_grad_cam_against_hand_computation(layer: str | None, depth: int) -> Non
     assert torch.allclose(found, expected / expected.amax(dim=(1, 2), keepdim=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", ["block9", "head", "head.2"])
+@pytest.mark.parametrize("layer", ["block9", "head"])
 def test_grad_cam_of_what_makes_no_maps(layer: str) -> None:
     with pytest.raises(UsageError, match=f"--grad-cam {layer}: .*; there are block1.0, .*head.0$"):
         report.grad_cam(build_network("model3"), torch.zeros(1, 1, 28, 28), layer)
@@ -111,30 +109,17 @@ def test_pixels_without_gradient_are_left_white() -> None:
     assert np.array_equal(figure.subfigs[0].axes[0].images[0].get_array().mask, expected)
 
 
-@pytest.mark.parametrize("file", [True, False])
-def test_pictures_stand_beside_the_weights(file, tmp_path, monkeypatch, capsys) -> None:
-    """Of a run folder, or where one names a file and a folder."""
+def test_pictures_stand_where_they_are_asked_for(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(report, "MOST_MISTAKES", 20)
     few = tuple(part[:600] for part in load_mnist(DATA_DIR, train=False))
     monkeypatch.setattr(report, "load_mnist", lambda data_dir, train: few)
     write_state(tmp_path / "weights.pt", build_network("model3").state_dict())
-    out = tmp_path / "new" / "folder" if file else tmp_path
-    options = [tmp_path / "weights.pt", "--out", out] if file else [tmp_path]
-    assert report.main([str(option) for option in options]) == 0
+    out = tmp_path / "new" / "folder"
+    assert report.main([str(tmp_path / "weights.pt"), "--out", str(out)]) == 0
     paths = [out / f"model3-{picture}.png" for picture in PICTURES]
     assert capsys.readouterr().out.split("\n") == [*map(str, paths), ""]
     for path in paths:
         with Image.open(path) as picture:
             assert picture.width == 900
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [("missing", "missing: No such file"), (".", "weights.pt: No such"), ("note.txt", "damaged")],
-)
-def test_bad_input_is_one_line(path, message, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("note.txt").write_text("no weights")
-    assert report.main([path]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and message in error
+    assert report.main([str(tmp_path / "missing")]) == 2
+    assert "missing: No such file" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """A whole run: its reproducibility, its interruption and resumption, its files and its words."""
 
 import csv
-import itertools
 import json
 import subprocess
 from dataclasses import replace
@@ -10,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import fail_at
 from torch import nn
 
 import run_folder
 import train
 from attempts import load_network
 from mnist import Loader
-from recipes import CLASSIC, Experiment
+from recipes import CLASSIC, STRONG, Experiment
 from run_folder import verdict
 
 ONE_EPOCH, TWO_EPOCHS = (replace(CLASSIC, epochs=epochs) for epochs in (1, 2))
@@ -72,87 +72,39 @@ def test_same_seed_same_weights_and_a_folder_for_each_run(small_mnist, tmp_path)
 # -------------------------------------------------------------- interruption and resumption
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the runs, by recipe, that nothing stopped; each is made when first asked for."""
-    return {name: tmp_path_factory.mktemp(name) for name in train.RECIPES}
-
-
 def start(out_dir: Path, recipe: str) -> int:
     """Three epochs, as a user starts them; where weights are averaged, from the second on."""
     command = ["--recipe", recipe, "--epochs", "3", "--batch-size", "128", "--device", "cpu"]
     return train.main([*command, "--quiet", "--out-dir", str(out_dir)])
 
 
-def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, call: int) -> None:
-    """Make the `call`-th call of owner.name end as if Ctrl-C had been pressed."""
-    original, calls = getattr(owner, name), itertools.count(1)
-
-    def interrupted(*args: object, **keywords: object) -> object:
-        if next(calls) == call:
-            raise KeyboardInterrupt
-        return original(*args, **keywords)
-
-    patch.setattr(owner, name, interrupted)
-
-
 @pytest.mark.parametrize("recipe", ["classic", "strong"])  # without an average and with one
-@pytest.mark.parametrize(
-    "stop",  # what is called when Ctrl-C comes, and the number of the call
-    [
-        # Six batches per epoch, of which the last two are the test's.
-        (nn.CrossEntropyLoss, "forward", 3),
-        (nn.CrossEntropyLoss, "forward", 12 + 5),
-        # The first file is config.json; then come two an epoch, and two at the end.
-        (run_folder, "write_atomically", 2),
-        (run_folder, "write_atomically", 5),
-        (run_folder, "write_atomically", 9),
-    ],
-)
-def test_resumed_run_equals_an_uninterrupted_one(
-    small_mnist, uninterrupted, tmp_path, recipe, stop, capsys
-) -> None:
-    if not any(uninterrupted[recipe].iterdir()):
-        assert start(uninterrupted[recipe], recipe) == 0
+def test_resumed_run_equals_an_uninterrupted_one(small_mnist, tmp_path, recipe, capsys) -> None:
+    """To the last bit, though only the resumed one prints the layers; its table is whole."""
+    assert start(tmp_path / "whole", recipe) == 0
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, *stop)
-        assert start(tmp_path, recipe) == 130
-    folder, reference = only_folder(tmp_path), only_folder(uninterrupted[recipe])
-    command = capsys.readouterr().err.partition("to go on: ")[2].strip()
-    assert command.endswith(f"--resume {folder}")
-    assert not (folder / "weights.pt").exists()
-    assert train.main(["--resume", str(folder), "--quiet"]) == 0
-    assert same(weights(folder), weights(reference))
+        # Six batches per epoch, of which the last two are the test's: in the third epoch.
+        fail_at(12 + 3, nn.CrossEntropyLoss, "forward", KeyboardInterrupt(), patch)
+        assert start(tmp_path / "stopped", recipe) == 130
+    folder, reference = (only_folder(tmp_path / name) for name in ("stopped", "whole"))
+    assert capsys.readouterr().err.strip().endswith(f"--resume {folder}")
+    assert len(rows(folder)) == 2 and not (folder / "weights.pt").exists()
+    assert train.main(["--resume", str(folder)]) == 0
+    assert same(weights(folder), weights(reference)) and files(folder) == files(reference)
     for ours, theirs in zip(rows(folder), rows(reference), strict=True):
-        assert {**ours, "seconds": None} == {**theirs, "seconds": None}
-    assert files(folder) == files(reference)
-
-
-def test_resumed_run_prints_the_whole_table(small_mnist, tmp_path, capsys) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, nn.CrossEntropyLoss, "forward", 6 + 3)
-        assert start(tmp_path, "classic") == 130
-    assert [row["epoch"] for row in rows(only_folder(tmp_path))] == ["1"]
-    assert train.main(["--resume", str(only_folder(tmp_path))]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert ours | {"seconds": None} == theirs | {"seconds": None}
+    out = capsys.readouterr().out
+    assert "Total params: 7,784" in out
+    lines = [line for line in out.splitlines() if line.startswith("|")]
     header, _, *body = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     assert header == ["Epoch", "Train Acc (%)", "LR", "Test Loss", "Test Acc (%)", "Time (s)"]
-    records = rows(only_folder(tmp_path))
-    assert [cells[0] for cells in body] == [row["epoch"] for row in records] == ["1", "2", "3"]
-    for row, cells in zip(records, body):
-        expected = [f"{float(row[key]):.2f}" for key in ("train_acc", "acc")]
-        assert [cells[1], cells[4]] == expected and cells[3] == f"{float(row['loss']):.4f}"
+    for row, cells in zip(rows(folder), body, strict=True):
+        expected = [row["epoch"], *(f"{float(row[key]):.2f}" for key in ("train_acc", "acc"))]
+        assert [cells[0], cells[1], cells[4]] == expected
+        assert cells[3] == f"{float(row['loss']):.4f}"
 
 
 # ------------------------------------------------------------------------------- printed
-
-
-def test_summary_leaves_model_and_random_stream_untouched(small_mnist, tmp_path, capsys) -> None:
-    """A run with the summary and one without differ in nothing but what they print."""
-    for quiet in (True, False):
-        run(tmp_path / str(quiet), ONE_EPOCH, quiet=quiet)
-        assert ("Total params: 7,784" in capsys.readouterr().out) != quiet
-    assert same(*(weights(only_folder(tmp_path / str(quiet))) for quiet in (True, False)))
 
 
 MET = [98.0] * 9 + [99.6, 99.4, 99.45, 99.48, 99.40, 99.44]
@@ -191,10 +143,9 @@ def test_verdict_on_held_out_images_says_so() -> None:
 # ---------------------------------------------------------------------------------- kept
 
 
-@pytest.mark.parametrize("name", train.RECIPES)
-def test_run_folder(small_mnist: dict, tmp_path: Path, name: str) -> None:
+def test_run_folder(small_mnist: dict, tmp_path: Path) -> None:
     """Every setting, full precision, and weights that attain what the last row says."""
-    recipe = replace(train.RECIPES[name], epochs=2)
+    recipe = replace(STRONG, epochs=2)
     records = run(tmp_path, recipe, seed=7, holdout=100, quiet=True)
     folder = only_folder(tmp_path)
     written = {"config.json", "metrics.csv", "checkpoint.pt", "curves.png", "weights.pt"}

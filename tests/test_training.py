@@ -16,7 +16,6 @@ import train
 from attempts import build_network
 from mnist import Loader
 from recipes import CLASSIC, STRONG
-from script import RunError
 from train import Learner
 
 SMOOTHING = 0.02
@@ -46,11 +45,10 @@ def smoothed_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     return -(targets * np.log(probabilities)).sum(axis=1), probabilities - targets
 
 
-@pytest.mark.parametrize("name", ["model1", "model2", "model3"])
-def test_learning_rate_after_each_epoch_is_the_published_one(name: str) -> None:
+def test_learning_rate_after_each_epoch_is_the_published_one() -> None:
     with Path(__file__).with_name("published_epochs.csv").open(newline="") as file:
-        published = [row["lr"] for row in csv.DictReader(file) if row["model"] == name]
-    optimizer, scheduler = train.build_optimizer(build_network(name), CLASSIC, 469)
+        published = [row["lr"] for row in csv.DictReader(file) if row["model"] == "model3"]
+    optimizer, scheduler = train.build_optimizer(build_network("model3"), CLASSIC, 469)
     column = []
     for _ in range(15):
         for _ in range(469):
@@ -148,27 +146,6 @@ def test_evaluation_agrees_with_a_hand_computation(mnist: dict) -> None:
     criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     result = train.evaluate(model, loader, criterion)
     assert result == pytest.approx((losses.mean(), accuracy), rel=1e-5)
-
-
-def test_one_batch_overfits(mnist: dict) -> None:
-    """The loss comes near the entropy of a smoothed target, below which it cannot go."""
-    torch.manual_seed(0)
-    recipe = dataclasses.replace(CLASSIC, epochs=60, rotation=0.0)
-    loader = Loader(*(part[:128] for part in mnist["train"]), 128, recipe)
-    learner = Learner(build_network("model3"), recipe, len(loader))
-    for _ in range(recipe.epochs):
-        loss, accuracy = train.train_one_epoch(learner, loader)
-    target = [1 - SMOOTHING * 0.9] + [SMOOTHING / 10] * 9
-    floor = -sum(p * math.log(p) for p in target)
-    assert accuracy == 100
-    assert floor < loss < floor + 0.1
-
-
-def test_loss_that_is_not_finite_ends_the_run(mnist: dict) -> None:
-    loader, model = Loader(*(part[:20] for part in mnist["train"]), 8, CLASSIC), linear_model()
-    nn.init.constant_(model[1].bias, math.nan)
-    with pytest.raises(RunError, match="epoch 1, batch 1 of 3"):
-        train.train_one_epoch(Learner(model, CLASSIC, len(loader)), loader)
 
 
 @pytest.mark.parametrize("recipe", train.RECIPES.values(), ids=train.RECIPES)
