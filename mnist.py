@@ -5,17 +5,14 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recipes import Recipe
 from script import UsageError, regular_file
-
-if TYPE_CHECKING:
-    from recipes import Recipe
 
 DATA_DIR = Path(__file__).parent / "data"
 IMAGE_SIZE = 28  # pixels, both ways
@@ -78,7 +75,7 @@ def affine_matrices(
     return torch.cat([linear, -linear @ shift / (IMAGE_SIZE / 2)], dim=2)
 
 
-def draw_transforms(recipe: "Recipe", count: int, generator: torch.Generator) -> Tensor:
+def draw_transforms(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
     """A random affine transform for each of `count` images, (count, 2, 3), as the recipe bounds."""
 
     def uniform(bound: float) -> Tensor:
@@ -122,7 +119,7 @@ class Loader:
         images: Tensor,
         labels: Tensor,
         batch_size: int,
-        recipe: "Recipe | None" = None,
+        recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
         self.images, self.labels, self.batch_size = images, labels, batch_size

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from mnist import DATA_DIR
 from script import RunError
 from tools import benchmark
-from tools.benchmark import OURS, USUAL, figures, main, summary
+from tools.benchmark import OURS, USUAL, figures, main, summary, this_repository
 
 
 def made_up(usual: list[float], ours: list[float], **more: Any) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def test_the_record_is_brought_up_to_date_and_comes_into_the_document(
     assert "No records yet." in document.read_text()
     for seconds, options in ((7.0, []), (8.0, ["--recipe", "classic"])):
         run = made_up([seconds], [2.0])
-        measured = lambda job, _, run=run: run | {"recipe": job.recipe.name}  # noqa: E731
+        measured = lambda what, *_, run=run: run | {"recipe": what[1].name}  # noqa: E731
         monkeypatch.setattr(benchmark, "measure", measured)
         assert main(["--rounds", "1", "--device", "cpu", *options]) == 0
     kept = json.loads(record.read_text())
@@ -64,11 +65,12 @@ def test_the_document_says_what_is_on_record() -> None:
 
 def test_a_process_of_its_own_reports_time_memory_and_failure() -> None:
     strong, cpu = benchmark.RECIPES["strong"], torch.device("cpu")
-    job = benchmark.Job(OURS, "model3", strong, cpu, images=1000, threads=1, copies=2)
-    found = benchmark.alone(job)
+    found = benchmark.alone(
+        OURS, partial(this_repository, "model3", strong, cpu), 1, 1000, copies=2
+    )
     assert found["seconds"] > 0.1 and found.get("MB", 100) > 50
     with pytest.raises(RunError, match=r"^this repository: .*model9\.py cannot be imported[^\n]*$"):
-        benchmark.alone(benchmark.replace(job, model="model9"))
+        benchmark.alone(OURS, partial(this_repository, "model9", strong, cpu), 1, 1000)
 
 
 def test_a_trial_times_each_way_and_keeps_no_record(
@@ -81,9 +83,9 @@ def test_a_trial_times_each_way_and_keeps_no_record(
     for name, value in (changed | {"WARM_UP_IMAGES": 128, "TRIAL_IMAGES": 256}).items():
         monkeypatch.setattr(benchmark, name, value)
 
-    def here(job: benchmark.Job) -> dict[str, float]:
+    def here(name: str, way: Any, threads: int, images: int, copies: int = 1) -> dict[str, float]:
         results = SimpleQueue()
-        benchmark.time_one(0, job, threading.Barrier(1), results)
+        benchmark.time_one(0, way, threads, images, threading.Barrier(1), results)
         return results.get()
 
     monkeypatch.setattr(benchmark, "alone", here)

@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,33 +46,19 @@ OURS = "this repository"  # Loader and train_one_epoch
 AT_ONCE = "seeds at once"  # one single-threaded process per core: the time over their number
 # The record has the last two from a former version of this tool.
 RATIOS = ((USUAL, OURS), (OURS, AT_ONCE), (OURS, "arithmetic alone"), (OURS, "floor"))
+What = tuple[str, Recipe, torch.device]  # a network, a recipe, and where they are timed
 Epoch = Callable[[int], object]  # goes once through the first so many training images
+Way = Callable[[], Epoch]  # builds all that an epoch needs
 Measurement = dict[str, float]  # "seconds", peak "MB" and, where there is one, "MB on the GPU"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is trained, in which way, and with what."""
-
-    way: str
-    model: str
-    recipe: Recipe
-    device: torch.device
-    images: int
-    threads: int
-    workers: int = 0  # of the usual way's DataLoader
-    copies: int = 1  # at once
-
 
 # -------------------------------------------------------------------------- what is timed
 
 
-def usual_way(job: Job) -> Epoch:
+def usual_way(name: str, recipe: Recipe, device: torch.device, workers: int) -> Epoch:
     """Transforms image by image, a DataLoader, plain SGD, `.item()` at every step."""
     from torchvision import datasets, transforms  # here: no other way needs its memory
 
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
-    recipe, device = job.recipe, job.device
     shift, scale = recipe.translation / IMAGE_SIZE, 1 + recipe.scaling
     interpolation = transforms.InterpolationMode(recipe.interpolation)
     augment = transforms.RandomRotation(recipe.rotation, interpolation)
@@ -82,14 +68,14 @@ def usual_way(job: Job) -> Epoch:
     steps = [augment, transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
     transform = transforms.Compose(steps)
     dataset = datasets.MNIST(DATA_DIR, transform=transform, download=True)  # unpacks the archives
-    model = build_network(job.model).to(device)
+    model = build_network(name).to(device)
     sgd = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": True}
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.max_lr, **sgd)
     scheduler = OneCycleLR(optimizer, recipe.max_lr, total_steps=1_000_000)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     move = get_ema_multi_avg_fn(recipe.ema_decay)
     ema = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
-    loading = {"num_workers": job.workers, "pin_memory": device.type == "cuda", "shuffle": True}
+    loading = {"num_workers": workers, "pin_memory": device.type == "cuda", "shuffle": True}
 
     def epoch(count: int) -> None:
         loader = DataLoader(Subset(dataset, range(count)), recipe.batch_size, **loading)
@@ -111,12 +97,11 @@ def usual_way(job: Job) -> Epoch:
     return epoch
 
 
-def this_repository(job: Job) -> Epoch:
+def this_repository(name: str, recipe: Recipe, device: torch.device) -> Epoch:
     """What train.py does in an epoch that averages."""
     reuse_freed_memory()
-    images, labels = (part.to(job.device) for part in load_mnist(DATA_DIR, train=True))
-    model, recipe = build_network(job.model).to(job.device), job.recipe
-    learner = Learner(model, recipe, batches_per_epoch=ALL_IMAGES)  # more than will be taken
+    images, labels = (part.to(device) for part in load_mnist(DATA_DIR, train=True))
+    learner = Learner(build_network(name).to(device), recipe, ALL_IMAGES)  # more than will be taken
 
     def epoch(count: int) -> None:
         loader = Loader(images[:count], labels[:count], recipe.batch_size, recipe)
@@ -126,22 +111,18 @@ def this_repository(job: Job) -> Epoch:
     return epoch
 
 
-WAYS = {USUAL: usual_way, OURS: this_repository}
-
 # ------------------------------------------------------------------------------ measuring
 
 
-def time_one(copy: int, job: Job, start: Any, results: Any) -> None:
-    """Put into `results` what a job took, and the most memory of this process."""
-    torch.set_num_threads(job.threads)
-    epoch, synchronize = WAYS[job.way](job), getattr(torch, job.device.type).synchronize
+def time_one(copy: int, way: Way, threads: int, images: int, start: Any, results: Any) -> None:
+    """Put into `results` what an epoch took, and the most memory of this process."""
+    torch.set_num_threads(threads)
+    epoch = way()
     epoch(WARM_UP_IMAGES)
-    synchronize()
     start.wait()  # for all that are to be timed at once
     begin = time.perf_counter()
-    epoch(job.images)
-    synchronize()
-    found = {"seconds": (time.perf_counter() - begin) * ALL_IMAGES / job.images}
+    epoch(images)  # ends with figures that are read from the device, so that is done too
+    found = {"seconds": (time.perf_counter() - begin) * ALL_IMAGES / images}
     with contextlib.suppress(ImportError):  # on Windows
         import resource
 
@@ -152,38 +133,38 @@ def time_one(copy: int, job: Job, start: Any, results: Any) -> None:
     results.put(found)
 
 
-def alone(job: Job) -> Measurement:
-    """What a job takes in a process of its own; or the slowest of its copies, over their number."""
+def alone(name: str, way: Way, threads: int, images: int, copies: int = 1) -> Measurement:
+    """What an epoch takes in a process of its own; or the slowest of copies, over their number."""
     context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(job.copies, timeout=600), context.SimpleQueue()
+    start, results = context.Barrier(copies, timeout=600), context.SimpleQueue()
     try:
-        multiprocessing.spawn(time_one, (job, start, results), job.copies)
+        multiprocessing.spawn(time_one, (way, threads, images, start, results), copies)
     except (ProcessExitedException, ProcessRaisedException) as error:
-        raise RunError(f"{job.way}: {str(error).splitlines()[-1]}") from None
-    found = max((results.get() for _ in range(job.copies)), key=lambda found: found["seconds"])
-    return found | {"seconds": found["seconds"] / job.copies}
+        raise RunError(f"{name}: {str(error).splitlines()[-1]}") from None
+    found = max((results.get() for _ in range(copies)), key=lambda found: found["seconds"])
+    return found | {"seconds": found["seconds"] / copies}
 
 
-def measure(job: Job, rounds: int) -> dict[str, Any]:
+def measure(what: What, images: int, rounds: int) -> dict[str, Any]:
     """All that is known of a network and a recipe on this machine, raw, round by round."""
-    found = describe(job.device) | {"model": job.model, "recipe": job.recipe.name}
-    device = f"{job.threads} threads" if job.device.type == "cpu" else job.device.type
-    found["machine"] = f"{found['device_name'] or processor()}, {device}"
-    usual, trials = replace(job, way=USUAL), []
+    (model, recipe, device), threads = what, torch.get_num_threads()
+    found = describe(device) | {"model": model, "recipe": recipe.name}
+    where = f"{threads} threads" if device.type == "cpu" else device.type
+    found["machine"] = f"{found['device_name'] or processor()}, {where}"
+    few, trials = min(images, TRIAL_IMAGES), []
     for workers in (0, 1, 2, 4):  # with the cores that they take, and without
-        for threads in sorted({job.threads, max(1, job.threads - workers)}):
-            setting = {"workers": workers, "threads": threads}
-            trial = replace(usual, images=min(job.images, TRIAL_IMAGES), **setting)
-            trials.append(setting | alone(trial))
+        for count in sorted({threads, max(1, threads - workers)}):
+            setting = {"workers": workers, "threads": count}
+            trials.append(setting | alone(USUAL, partial(usual_way, *what, workers), count, few))
     best = min(trials, key=lambda trial: trial["seconds"])
-    usual = replace(usual, workers=best["workers"], threads=best["threads"])
-    jobs = {USUAL: usual, OURS: job}
-    if job.device.type == "cpu":
-        jobs[AT_ONCE] = replace(job, threads=1, copies=os.cpu_count() or 1)
+    usual, ours = partial(usual_way, *what, best["workers"]), partial(this_repository, *what)
+    jobs = {USUAL: (usual, best["threads"], images), OURS: (ours, threads, images)}
+    if device.type == "cpu":
+        jobs[AT_ONCE] = (ours, 1, images, os.cpu_count() or 1)
     measured: dict[str, list[Measurement]] = {name: [] for name in jobs}
     for number in range(1, rounds + 1):
-        for name, one in jobs.items():
-            measured[name].append(alone(one))
+        for name, job in jobs.items():
+            measured[name].append(alone(name, *job))
             print(f"round {number}, {name}: {measured[name][-1]['seconds']:.2f} s", file=sys.stderr)
     return found | {"best": best, "trials": trials, "measured": measured}
 
@@ -215,7 +196,7 @@ def figures(run: dict[str, Any]) -> dict[str, str]:
         if values:
             title = name if "/" in name else f"{name} (s)"
             cells[title] = f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-    for way, unit in itertools.product([*WAYS, "train.py, 1 epoch"], ("MB", "MB on the GPU")):
+    for way, unit in itertools.product((USUAL, OURS, "train.py, 1 epoch"), ("MB", "MB on the GPU")):
         peaks = [found[unit] for found in run["measured"].get(way, []) if unit in found]
         if peaks:
             cells[f"peak memory, {way} ({unit})"] = f"{max(peaks):,.0f}"
@@ -238,9 +219,7 @@ def benchmark(args: argparse.Namespace) -> None:
     runs = read_record() if is_kept else {}
     recipes = [args.recipe] if args.recipe else ["strong", "classic"]
     for name in recipes if args.rounds else []:
-        threads = torch.get_num_threads()
-        job = Job(OURS, args.model, RECIPES[name], device, args.images, threads)
-        run = measure(job, args.rounds)
+        run = measure((args.model, RECIPES[name], device), args.images, args.rounds)
         runs[f"{run['machine']}: {run['model']}, {run['recipe']}"] = run
         if is_kept:
             write_atomically(RECORD, json.dumps(runs, indent=1).encode())
@@ -253,15 +232,14 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    prog = "python -m tools.benchmark"
-    parser = Parser(prog, __doc__)
+    parser = Parser("python -m tools.benchmark", __doc__)
     add, default = parser.add_argument, "default: %(default)s"
     add("--model", choices=attempts(), default="model3", help=default)
     add("--recipe", choices=[*RECIPES], help="default: strong, then classic")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=default)
     add("--rounds", type=whole_number(0, 100), default=3, help=default)
     add("--images", type=whole_number(1000, ALL_IMAGES), default=ALL_IMAGES, help=default)
-    return exit_code(prog, benchmark, parser.parse_args(argv))
+    return exit_code(parser.prog, benchmark, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -181,14 +181,13 @@ def export(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    prog = "python -m tools.export"
-    parser = Parser(prog, __doc__)
+    parser = Parser("python -m tools.export", __doc__)
     add = parser.add_argument
     add("weights", type=Path, metavar="WEIGHTS", help="a file of weights, or a run folder")
     add("--out", type=Path, metavar="FILE.onnx", help="default: beside the weights")
     add("--int8", action="store_true", help="write FILE-int8.onnx too")
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="default: data")
-    return exit_code(prog, export, parser.parse_args(argv))
+    return exit_code(parser.prog, export, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -173,10 +173,9 @@ def update(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    prog = "python -m tools.receptive_field"
-    parser = Parser(prog, __doc__)
+    parser = Parser("python -m tools.receptive_field", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is stale")
-    return exit_code(prog, update, parser.parse_args(argv))
+    return exit_code(parser.prog, update, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -258,15 +258,14 @@ def report(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    prog = "python -m tools.report"
-    parser = Parser(prog, __doc__)
+    parser = Parser("python -m tools.report", __doc__)
     add = parser.add_argument
     add("path", type=Path, metavar="RUN_FOLDER_OR_WEIGHTS")
     add("--out", type=Path, metavar="DIR", help="default: beside the weights")
     layer = "for Grad-CAM, a name of named_modules() (default: the last that has maps)"
     add("--grad-cam", metavar="LAYER", help=layer)
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="default: data")
-    return exit_code(prog, report, parser.parse_args(argv))
+    return exit_code(parser.prog, report, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -176,10 +176,9 @@ def make(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    prog = "python -m tools.page.build"
-    parser = Parser(prog, __doc__)
+    parser = Parser("python -m tools.page.build", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
-    return exit_code(prog, make, parser.parse_args(argv))
+    return exit_code(parser.prog, make, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
