@@ -89,9 +89,7 @@ def test_several_digits_are_read_line_by_line(tmp_path: Path, capsys) -> None:
 def test_what_is_no_digit_is_unsure(network: nn.Module) -> None:
     def sure(seeds: range) -> float:
         drawn = (pictures.blend(np.pad(pictures.ink_of(seed, 60), 15)) for seed in seeds)
-        return np.mean(
-            [predict.read(one, network)[2][0].max() >= predict.SURE for one in drawn]
-        )
+        return np.mean([predict.read(one, network)[2][0].max() >= predict.SURE for one in drawn])
 
     assert sure(range(1000, 1040)) >= 0.95
     assert sure(range(-1040, -1000)) <= 0.6

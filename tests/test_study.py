@@ -89,7 +89,7 @@ def test_a_changed_recipe_has_another_name(steps, results, monkeypatch, capsys) 
 
 def test_a_half_finished_run_goes_on_where_it_stopped(steps, tmp_path: Path) -> None:
     """A smaller size, which is taken up by its name, and held-out images, which have no views."""
-    one = Experiment("model4", OWN, 5, 100, study.SIZES[0])
+    one = Experiment("model6", OWN, 5, 100, {"width": 18})
     _, expected = worker.train_one(one, work_dir=tmp_path / "undisturbed")
     steps.taken, steps.last = 0, 6  # in the second epoch
     with pytest.raises(KeyboardInterrupt):
@@ -98,16 +98,15 @@ def test_a_half_finished_run_goes_on_where_it_stopped(steps, tmp_path: Path) -> 
     assert steps.taken == 6 + 4  # the first epoch was not trained again
     for record, other in zip(records, expected, strict=True):
         assert record | {"seconds": 0} == other | {"seconds": 0}
-    assert row["model"] == "model4-1046" and row["parameters"] == 1046 and row["views_acc"] is None
+    assert row["model"] == "model6-587" and row["parameters"] == 587 and row["views_acc"] is None
     # It is finished now. If its record is lost, it is made of what is there.
     assert worker.train_one(one, work_dir=tmp_path) == (row, records) and steps.taken == 10
     worker.train_one(one, again=True, work_dir=tmp_path)
     assert steps.taken == 10 + 8
-    config = tmp_path / "model4-1046-own-seed5-holdout100" / "config.json"
-    for change in ({"code": 7}, {"sizes": {}}, {"recipe": {}}):  # it was another run
-        config.write_text(json.dumps(json.loads(config.read_text()) | change))
-        worker.train_one(one, work_dir=tmp_path)
-    assert steps.taken == 18 + 3 * 8
+    config = tmp_path / "model6-587-own-seed5-holdout100" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"code": 7}))  # another run
+    worker.train_one(one, work_dir=tmp_path)
+    assert steps.taken == 18 + 8
 
 
 # ------------------------------------------------------------------- processes and machines
@@ -218,8 +217,9 @@ def test_a_cluster_repeats_the_runs_of_a_lost_worker(task, results, tmp_path, mo
             process.wait()
 
 
-WRONG = ["", "--ablation --sizes", "--ablation --recipe fast", "--seeds 4-0"]
+WRONG = ["", "--ablation --sizes", "--ablation --recipe fast", "--sizes --epochs 3"]
 WRONG += [
+    "--seeds 4-0",
     "--seeds 0-999999999",
     "--scheduler x --seeds 1",
     "--scheduler tcp://127.0.0.1:9 --seeds 1",
@@ -244,3 +244,12 @@ def test_each_variant_lacks_what_it_says() -> None:
     assert decay == replace(STRONG, weight_decay=0.0)
     names = [one.name.partition("-without-")[2] for one in study.VARIANTS]
     assert names == ["small-batches", "affine", "average", "weight-decay"]
+
+
+def test_the_sizes_are_those_of_one_family(results, monkeypatch, capsys) -> None:
+    """Parameters by hand: 14 w + w^2 + 11 of w channels."""
+    asked: list[Experiment] = []
+    monkeypatch.setattr(study, "train_all", lambda experiments, *_: asked.extend(experiments))
+    assert study.main(["--sizes", "--seeds", "3"]) == 0
+    names = ["587-mild", "1643-strong", "2266-strong", "2987-strong", "3683-strong"]
+    assert [one.name for one in asked] == [f"model6-{name}-seed3" for name in names]

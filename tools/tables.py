@@ -232,8 +232,9 @@ def plot_frontier(records: pd.DataFrame) -> bytes:
     runs = under_one_recipe(records.query("holdout == 0"))
     for number, (base, found) in enumerate(runs.groupby("base")):
         last, color = found.groupby("parameters")["acc"].agg(["mean", "min", "max"]), f"C{number}"
-        name = f"{base} and smaller sizes" if len(last) > 1 else base
-        name = ", ".join([name, *sorted({*found["recipe"]} - {RECIPE})])
+        name = f"{base} and other sizes" if len(last) > 1 else base
+        if {*found["recipe"]} != {RECIPE}:
+            name += f", {' and '.join(sorted({*found['recipe']}))}"
         axes.vlines(last.index, last["min"], last["max"], color=color)
         axes.plot(last["mean"], f".-{color}", label=f"{name}: mean, range")
     public = pd.read_csv(RESULTS / "public.csv", keep_default_na=False)
@@ -269,7 +270,7 @@ def documents(records: pd.DataFrame, epochs: pd.DataFrame) -> dict[Path, dict[st
     tested = records[records["holdout"] == 0]
     whole = tested[tested["model"] == tested["base"]]
     sized = tested["base"].isin(tested["base"][tested["model"] != tested["base"]])
-    sizes = tested[sized & (tested["recipe"] == RECIPE)].sort_values("parameters", kind="stable")
+    sizes = under_one_recipe(tested[sized]).sort_values("parameters", kind="stable")
     return {
         README: {
             "claim": "\n".join(f"- {claim(tested, name)}" for name in CLAIMED),
