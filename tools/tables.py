@@ -233,8 +233,8 @@ def plot_frontier(records: pd.DataFrame) -> bytes:
     for number, (base, found) in enumerate(runs.groupby("base")):
         last, color = found.groupby("parameters")["acc"].agg(["mean", "min", "max"]), f"C{number}"
         name = f"{base} and other sizes" if len(last) > 1 else base
-        if {*found["recipe"]} != {RECIPE}:
-            name += f", {' and '.join(sorted({*found['recipe']}))}"
+        if (recipes := sorted({*found["recipe"]})) != [RECIPE]:
+            name += f", {' and '.join(recipes)}"
         axes.vlines(last.index, last["min"], last["max"], color=color)
         axes.plot(last["mean"], f".-{color}", label=f"{name}: mean, range")
     public = pd.read_csv(RESULTS / "public.csv", keep_default_na=False)
