@@ -37,7 +37,7 @@ def upright(images: Tensor) -> Tensor:
     mean_x, mean_y = mean(x), mean(y)
     slant = mean((x - mean_x) * (y - mean_y)) / (mean((y - mean_y) ** 2) + 1e-3)
     from_x = x + slant * y + mean_x  # (N, 1, S, S)
-    grid = torch.stack([from_x, (y + mean_y).expand_as(from_x)], dim=-1)[:, 0]
+    grid = torch.cat([from_x, (y + mean_y).expand_as(from_x)], dim=1).permute(0, 2, 3, 1)
     return F.grid_sample(ink, grid, align_corners=False) + paper
 
 
@@ -95,5 +95,5 @@ class Model_6(nn.Module):
         for number in range(2, 5):
             features = self.block(features, number)
             means.append(features.mean(dim=(2, 3)))
-        late = torch.stack(means).mean(dim=0)  # a mean for each channel, over three blocks
+        late = sum(means) / len(means)  # a mean for each channel, over three blocks
         return self.scale * F.linear(late, self.waves) + self.bias

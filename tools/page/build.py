@@ -13,6 +13,7 @@ import base64
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from attempts import count_parameters, load_network
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Loader, load_mnist
 from run_folder import ROOT, write_atomically
 from script import Parser, RunError, UsageError, exit_code
-from tools.trace import Step, trace
+from tools.trace import Read, Step, trace
 from train import TEST_BATCH_SIZE, evaluate
 
 SOURCE = Path(__file__).parent
@@ -34,6 +35,11 @@ PAGE = ROOT / "docs" / "index.html"
 SAMPLES = (10, 5, 35, 32, 4, 23, 21, 17, 110, 12)  # test images: a plain digit of each kind
 MOST_BYTES = 150_000  # of networks: the page opens in seconds on a phone with a slow line
 ONLY = {"dilation": {1}, "divisor_override": {None}, "alpha": {1}, "training": {False}}
+ONLY |= {"max": {None}, "rounding_mode": {None}}  # of clamp; of div
+ONLY |= {"interpolation_mode": {0}, "padding_mode": {0}, "align_corners": {False}}  # grid_sample
+NOTHING = {"dropout", "feature_dropout", "contiguous", "clone"}  # to do for these
+ARITHMETIC = {"add": "other", "sub": "other", "mul": "other", "div": "other"}
+ARITHMETIC |= {"pow": "exponent", "clamp": "min"}  # and what torch calls the second number
 STEPS = 2**15 - 1  # a weight is a whole number of 16 bits, times a scale of its channel
 
 
@@ -48,11 +54,12 @@ def packed(layer: dict[str, Any]) -> dict[str, Any]:
         return layer
     # 16 bits with a scale per channel are ten times closer to a weight than its float16 is.
     filters = layer.pop("weight").detach().flatten(1).numpy()
-    scales = (np.abs(filters).max(axis=1) / STEPS).astype(np.float32)
+    scales = np.abs(filters).max(axis=1) / STEPS
     scales[scales == 0] = 1
-    steps = np.rint(filters / scales[:, None].astype(np.float64)).astype(np.int16)
+    steps = np.rint(filters / scales[:, None]).astype(np.int16)
     bias = encoded(layer.pop("bias").detach().numpy().astype(np.float32))
-    return layer | {"filters": encoded(steps), "scales": encoded(scales), "bias": bias}
+    scales = encoded(scales.astype(np.float32))
+    return layer | {"filters": encoded(steps), "scales": scales, "bias": bias}
 
 
 def single(step: Step, name: str) -> Any:
@@ -72,6 +79,18 @@ def convolution(weight: Tensor, bias: Tensor | None, **sizes: int) -> dict[str, 
     return layer | {"weight": weight.double(), "bias": bias.double()}
 
 
+def sides(shape: Sequence[int]) -> dict[str, int]:
+    """Channels, height and width of a batch of that shape, which may have no height and width."""
+    return dict(zip(("channels", "height", "width"), (*shape[1:], 1, 1)))
+
+
+def constant(value: Tensor | float, ndim: int) -> dict[str, Any]:
+    """A layer that reads nothing: a number, or a tensor, as it stands beside `ndim` dimensions."""
+    tensor = torch.as_tensor(value).detach().numpy().astype(np.float32)
+    shape = (1,) * (ndim - tensor.ndim) + tensor.shape
+    return {"kind": "constant", "of": [], "values": encoded(tensor), **sides(shape)}
+
+
 def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
     """What page.js runs for a step that reads `sources`; UsageError where it has no code."""
     settings, shape, source = step.settings, step.output.shape, sources[0]
@@ -82,23 +101,44 @@ def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
             return convolution(settings["weight"], settings["bias"], **sizes)
         case "linear" if source.ndim == 2:
             return convolution(settings["weight"][:, :, None, None], settings["bias"])
-        case "batch_norm" | "div" if isinstance(divisor := settings.get("other", 1), (int, float)):
-            # Into this one, which changes nothing by itself, BatchNorm is folded.
-            return convolution(torch.full((shape[1], 1, 1, 1), 1 / divisor), None, groups=shape[1])
+        case "batch_norm":
+            # Into this one, which changes nothing by itself, it is folded.
+            return convolution(torch.ones(shape[1], 1, 1, 1), None, groups=shape[1])
         case "max_pool2d" | "avg_pool2d" if single(step, "padding") == 0:
             size, kind = single(step, "kernel_size"), step.name.partition("_")[0]
             stride = single(step, "stride") if settings["stride"] else size
             return {"kind": kind, "size": size, "stride": stride, "ceil": settings["ceil_mode"]}
         case "mean" | "adaptive_avg_pool2d" if shape in (one, one[:2]):
             return {"kind": "avg"}  # of all there is
+        case "amin" | "sum" if shape == one:
+            return {"kind": step.name.removeprefix("a")}
         case "flatten" | "view" | "reshape" | "squeeze" if source.shape == one or len(shape) == 2:
             return {"kind": "flatten"}
-        case "add" if [each.shape for each in sources] == [shape, shape]:
-            return {"kind": "add"}
-        case "cat" if settings["dim"] == 1 and len(sources) == len(settings["tensors"]):
-            return {"kind": "join"}
         case "relu":
             return {"kind": "relu"}
+    return other_layer_of(step, sources)
+
+
+def other_layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
+    """The same for arithmetic, and for what puts numbers elsewhere."""
+    settings, shape, source = step.settings, step.output.shape, sources[0]
+    match step.name:
+        case name if name in ARITHMETIC and {each.ndim for each in sources} in ({2}, {4}):
+            return {"kind": name}
+        case "cat" if settings["dim"] == 1 and len(sources) == len(settings["tensors"]):
+            return {"kind": "join"}
+        case "repeat" if settings["repeats"] == [1, shape[1] // source.shape[1], 1, 1]:
+            return {"kind": "join", "times": shape[1] // source.shape[1]}
+        case "expand" | "expand_as" if len(shape) == 4:
+            return {"kind": "expand", **sides(shape)}
+        case "slice" if settings["dim"] > 0 and settings["step"] == 1:
+            kept = range(source.shape[settings["dim"]])[settings["start"] : settings["end"]]
+            start = [kept[0] * (axis == settings["dim"]) for axis in (1, 2, 3)]
+            return {"kind": "crop", "from": start, **sides(shape)}
+        case "permute" if settings["dims"] == [0, 2, 3, 1] and shape[3] == 2:
+            return {"kind": "same"}  # a grid, which page.js has as two maps
+        case "grid_sampler" if source.shape[1] == 1:
+            return {"kind": "sample"}
     raise UsageError(f"page.js has no code for {step.name} of {(*source.shape,)} to {(*shape,)}")
 
 
@@ -112,23 +152,43 @@ def layers(model: nn.Module) -> list[dict[str, Any]]:
     readers = Counter(read for step in steps for read in step.reads)
     result: list[dict[str, Any]] = []
     places = [0]  # of steps among the layers
+
+    def place(operand: Any, ndim: int) -> int:
+        """Where page.js finds one of two numbers: a step's, or a constant."""
+        if not isinstance(operand, Read):
+            result.append(constant(operand, ndim))
+        return places[operand] if isinstance(operand, Read) else len(result)
+
     for step in steps[1:]:
         first, norm = step.reads[0], step.name == "batch_norm"
         for name in ONLY.keys() & step.settings.keys():
             single(step, name)
         folded = norm and steps[first].name == "conv2d" and readers[first] == 1
-        if folded or step.name in ("dropout", "feature_dropout"):
+        if folded or step.name in NOTHING:
             places.append(places[first])
         else:
             layer = layer_of(step, [steps[read].output for read in step.reads])
-            result.append(layer | {"of": [places[read] for read in step.reads]})
+            sources = [places[read] for read in step.reads] * layer.pop("times", 1)
+            if second := ARITHMETIC.get(step.name):
+                two = step.settings["self"], step.settings[second]
+                sources = [place(operand, step.output.ndim) for operand in two]
+            result.append({"of": sources} | layer)
             places.append(len(result))
         if norm:
             _, weight, bias, mean, variance, _, _, eps, _ = step.settings.values()
             layer = result[places[-1] - 1]
             fused = (layer["weight"], layer["bias"], mean, variance, eps, weight, bias)
             layer["weight"], layer["bias"] = fuse_conv_bn_weights(*fused)
-    return [packed(layer) for layer in result]
+    return told_once([packed(layer) for layer in result])
+
+
+def told_once(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Layers, of which those whose filters an earlier one has too tell its number, from 0."""
+    known: dict[str, int] = {}
+    for number, layer in enumerate(layers):
+        if "filters" in layer and (first := known.setdefault(layer["filters"], number)) < number:
+            layer["filters"] = first
+    return layers
 
 
 def networks(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:

@@ -173,8 +173,10 @@ function decoded(text, Numbers) {
 /** Layers as they are run, with their weights in place. */
 function unpacked(layers) {
   return layers.map((layer) => {
+    if (layer.kind === "constant") return {...layer, values: decoded(layer.values, Float32Array)};
     if (layer.kind !== "convolution") return layer;
-    const steps = decoded(layer.filters, Int16Array);
+    // Filters that are used again are told by the place of the layer that has them.
+    const steps = decoded(layers[layer.filters]?.filters ?? layer.filters, Int16Array);
     const [scales, size] = [decoded(layer.scales, Float32Array), steps.length / layer.channels];
     const filters = Float32Array.from(steps, (step, at) => step * scales[Math.floor(at / size)]);
     return {...layer, filters, bias: decoded(layer.bias, Float32Array)};
@@ -247,7 +249,7 @@ function addThreeByThree(filter, values, from, width, sums, to, rows, columns) {
   }
 }
 
-/** The most or the mean of each window; without a size, of all of a map. */
+/** The most, least, sum or mean of each window; without a size, of all of a map. */
 function pool(layer, {channels, height, width, values}) {
   const size = layer.size ?? height;
   const stride = layer.stride ?? size;
@@ -263,34 +265,91 @@ function pool(layer, {channels, height, width, values}) {
       for (let column = 0; column < result.width; column++) {
         const [bottom, left] = [Math.min(row * stride + size, height), column * stride];
         const right = layer.size ? Math.min(left + size, width) : width;
-        let [most, sum] = [-Infinity, 0];
+        let [most, least, sum] = [-Infinity, Infinity, 0];
         for (let y = row * stride; y < bottom; y++) {
           for (let x = left; x < right; x++) {
             const value = values[(channel * height + y) * width + x];
             sum += value;
             if (value > most) most = value;
+            if (value < least) least = value;
           }
         }
         const area = (bottom - row * stride) * (right - left);
-        result.values[at++] = layer.kind === "max" ? most : sum / area;
+        result.values[at++] = {max: most, min: least, sum, avg: sum / area}[layer.kind];
       }
     }
   }
   return result;
 }
 
-/** Maps of the same shape, with f(value, its place) for each value. */
-function each(maps, f) {
-  return {...maps, values: maps.values.map(f)};
+/** A layer that makes f(value, value) of two maps; along sides where one is 1 long, it repeats. */
+function combine(f) {
+  return (layer, one, other) => {
+    const longer = (side) => Math.max(one[side], other[side]);
+    const result = newMaps(longer("channels"), longer("height"), longer("width"));
+    const placeIn = ({channels, height, width}, channel, y, x) =>
+      (channels > 1 && channel * height * width) + (height > 1 && y * width) + (width > 1 && x);
+    let at = 0;
+    for (let channel = 0; channel < result.channels; channel++) {
+      for (let y = 0; y < result.height; y++) {
+        for (let x = 0; x < result.width; x++) {
+          const [here, there] = [placeIn(one, channel, y, x), placeIn(other, channel, y, x)];
+          result.values[at++] = f(one.values[here], other.values[there]);
+        }
+      }
+    }
+    return result;
+  };
+}
+
+/** The value at (y, x), where `at` knows those at whole numbers: the nearer, the more it counts. */
+function between(at, y, x) {
+  const [top, left] = [Math.floor(y), Math.floor(x)];
+  const [down, right] = [y - top, x - left];
+  return (1 - down) * ((1 - right) * at(top, left) + right * at(top, left + 1))
+    + down * ((1 - right) * at(top + 1, left) + right * at(top + 1, left + 1));
+}
+
+/** A map as it is at the places of a grid, maps of x and y from -1 to 1; it is 0 outside. */
+function sample(layer, {height, width, values}, grid) {
+  const at = (y, x) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : values[y * width + x]);
+  const result = newMaps(1, grid.height, grid.width);
+  const pixel = (place, side) => ((grid.values[place] + 1) * side - 1) / 2;
+  result.values.forEach((_, place) => {
+    const y = pixel(place + result.values.length, height);
+    result.values[place] = between(at, y, pixel(place, width));
+  });
+  return result;
 }
 
 const RUN = {
   convolution: convolve,
   max: pool,
+  min: pool,
+  sum: pool,
   avg: pool,
-  relu: (layer, maps) => each(maps, (value) => (value > 0 ? value : 0)),
+  sample,
+  add: combine((a, b) => a + b),
+  sub: combine((a, b) => a - b),
+  mul: combine((a, b) => a * b),
+  div: combine((a, b) => a / b),
+  pow: combine(Math.pow),
+  clamp: combine(Math.max),
+  expand: (layer, maps) =>
+    RUN.add(layer, maps, newMaps(layer.channels, layer.height, layer.width)),
+  constant: (layer) => layer,
+  same: (layer, maps) => maps,
+  relu: (layer, maps) => ({...maps, values: maps.values.map((value) => (value > 0 ? value : 0))}),
   flatten: (layer, {values}) => ({channels: values.length, height: 1, width: 1, values}),
-  add: (layer, maps, {values}) => each(maps, (value, place) => value + values[place]),
+  crop({channels, height, width, from}, maps) {
+    const result = newMaps(channels, height, width);
+    for (let row = 0; row < channels * height; row++) {
+      const channel = from[0] + Math.floor(row / height);
+      const start = (channel * maps.height + from[1] + (row % height)) * maps.width + from[2];
+      result.values.set(maps.values.subarray(start, start + width), row * width);
+    }
+    return result;
+  },
   join(layer, ...inputs) {
     const [{height, width}, channels] = [inputs[0], inputs.map((maps) => maps.channels)];
     const result = newMaps(channels.reduce((a, b) => a + b), height, width);
@@ -423,10 +482,7 @@ function enlarged(image) {
   for (let place = 0; place < canvas.width * canvas.height; place++) {
     const y = (Math.floor(place / canvas.width) + 0.5) / times - 0.5;
     const x = ((place % canvas.width) + 0.5) / times - 0.5;
-    const [top, left] = [Math.floor(y), Math.floor(x)];
-    const [down, right] = [y - top, x - left];
-    const value = (1 - down) * ((1 - right) * at(top, left) + right * at(top, left + 1))
-      + down * ((1 - right) * at(top + 1, left) + right * at(top + 1, left + 1));
+    const value = between(at, y, x);
     pixels.data[4 * place + 3] = 255 * Math.min(1, Math.max(0, 4 * (value - 0.45) + 0.5));
   }
   context.putImageData(pixels, 0, 0);
