@@ -87,11 +87,6 @@ def draw_transforms(recipe: Recipe, count: int, generator: torch.Generator) -> T
     return affine_matrices(angle, scale, shear, shift_x, shift_y)
 
 
-def draw_powers(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
-    """A power for the pixels of each of `count` images, (count, 1, 1, 1): bolder or finer ink."""
-    return (1 + recipe.gamma) ** (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
-
-
 def augment(images: Tensor, transforms: Tensor, interpolation: str) -> Tensor:
     """Move each image (N, 1, H, W) by its own transform (N, 2, 3); zeros come in from outside."""
     grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
@@ -144,12 +139,9 @@ class Loader:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.images), generator=generator)
         transforms = draw_transforms(self.recipe, len(self.images), generator)
-        draws = order, transforms, draw_powers(self.recipe, len(self.images), generator)
-        batches = (draw.to(self.images.device).split(self.batch_size) for draw in draws)
-        for index, moves, powers in zip(*batches):
+        order, transforms = order.to(self.images.device), transforms.to(self.images.device)
+        for index, moves in zip(order.split(self.batch_size), transforms.split(self.batch_size)):
             images = self.images[index].float().div_(255)
-            if self.recipe.gamma > 0:
-                images = images**powers
             images = augment(images, moves, self.recipe.interpolation)
             yield normalize(images), self.labels[index]
 

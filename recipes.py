@@ -34,7 +34,6 @@ class Recipe:
     scaling: float = setting(0.0, 0, 9)  # 0.1: from 1/1.1 to 1.1 times, uniform in the logarithm
     shear: float = setting(0.0, 0, 80)  # degrees, to both sides
     interpolation: str = setting("nearest", "nearest|bilinear|bicubic")
-    gamma: float = setting(0.0, 0, 9)  # 0.1: pixels to a power from 1/1.1 to 1.1, likewise
     # SGD with Nesterov momentum; OneCycleLR, stepped after every batch.
     momentum: float = setting(0.9, 1e-9, 1)
     weight_decay: float = setting(0.0, 0, 1)  # of filters and matrices, not of biases and BatchNorm
