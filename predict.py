@@ -68,7 +68,7 @@ def look(
     """The digits in a box of a picture, made `shrink` times smaller, by what it may be."""
     shape = [max(1, round((box[2 + axis] - box[axis]) / shrink)) for axis in (0, 1)]
     close = picture.resize(shape, Image.Resampling.BOX, box=box)
-    pixels = np.atleast_3d(np.nan_to_num(np.asarray(close))).astype(np.float64)
+    pixels = np.atleast_3d(np.nan_to_num(np.asarray(close))).astype(np.float32)
     digits = {}
     for area, lines, ink in inks(pixels, only[:2] if only else None):
         parts = find_parts(ink)
@@ -144,7 +144,10 @@ def find_digits(
     shrink = max(1, min(max(width, height), 2 * height) / FIRST_SIZE)
     guesses = look(picture, (0, 0, width, height), shrink)
     guesses = {guess: digits for guess, digits in guesses.items() if several or not guess[2]}
-    first = judge(guesses, network) if len(guesses) > 1 else []
+    first = judge(guesses, network) if len(guesses) > 1 or shrink == 1 else []
+    if shrink == 1:  # no closer look shows more
+        _, guess, chances = first[0]
+        return guesses[guess], chances
     near = [guess for score, guess, _ in first[:2] if score > first[0][0] - 0.1] or guesses
     closer = {guess: zoom(picture, guess, guesses[guess]) for guess in near}
     score, guess, chances = judge(closer, network)[0]
