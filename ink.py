@@ -157,7 +157,7 @@ def find_lines(ink: np.ndarray) -> tuple[np.ndarray, int]:
     for rise in range(-most, most + 1, 2):  # a line may be slightly turned
         rows = np.arange(height)[:, None] + np.round(rise * (across / width - 0.5)).astype(int)
         rows = rows.clip(0, height - 1)
-        full = inked[rows, across].mean(axis=1) > LINE_LENGTH
+        full = np.count_nonzero(inked[rows, across], axis=1) > LINE_LENGTH * width
         lines[rows[full], across] = True
     count = ndimage.label(lines[:, width // 2])[1]
     return lines, count
@@ -167,6 +167,8 @@ def without_lines(ink: np.ndarray) -> tuple[np.ndarray, int]:
     """Ink (H, W) without lines across it, of squared paper or a frame, and how many there are."""
     (level, below), (upright, beside) = find_lines(ink), find_lines(ink.T)
     lines = level | upright.T
+    if not lines.any():
+        return ink, 0
     rest = np.where(lines, 0, ink)
     closed = ndimage.grey_closing(rest, (7, 7))  # where strokes cross lines
     return np.where(lines, np.minimum(closed, ink), ink), below + beside
