@@ -16,7 +16,7 @@ from attempts import build_network, count_parameters
 
 PARTS = ["Target", "Result", "Analysis"]
 COUNTS = {"model1": 13_808, "model2": 9_382, "model3": 7_784}
-COUNTS |= {"model4": 7_556, "model5": 3_711, "model6": 986}
+COUNTS |= {"model4": 7_556, "model5": 5_048, "model6": 986}
 
 
 def convs(*channels: int, padding: int = 0, bias: bool = False) -> list[nn.Module]:
@@ -29,12 +29,12 @@ def convs(*channels: int, padding: int = 0, bias: bool = False) -> list[nn.Modul
 
 
 class Block(nn.Module):
-    """A residual block of model4 as it is described, from functions alone."""
+    """A residual block of model4 or model5 as it is described, from functions alone."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, affine: bool) -> None:
         super().__init__()
         self.space = nn.ParameterList([torch.empty(width, 1, 3, 3)])
-        self.norm1 = nn.BatchNorm2d(width)
+        self.norm1 = nn.BatchNorm2d(width, affine=affine)
         self.mix = nn.ParameterList([torch.empty(width, width, 1, 1)])
         self.norm2 = nn.BatchNorm2d(width)
 
@@ -57,8 +57,8 @@ class Blur(nn.Module):
         return F.avg_pool2d(x, 2)
 
 
-def separable(first: int, second: int, width: int, affine: bool) -> list[nn.Module]:
-    """How model4 and model5 begin, with a weight and a bias between two convolutions or not."""
+def separable(first: int, second: int, width: int, affine: bool, dropout: float) -> list[nn.Module]:
+    """The layers of model4 and model5, with a weight and a bias between two convolutions or not."""
     return [
         *convs(1, first),
         nn.Conv2d(first, second, 3, bias=False),
@@ -70,28 +70,15 @@ def separable(first: int, second: int, width: int, affine: bool) -> list[nn.Modu
         nn.Conv2d(second, width, 1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
+        Block(width, affine),
+        Blur(),
+        Block(width, affine),
+        Block(width, affine),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(width, 10),
     ]
-
-
-class Shared(nn.Module):
-    """How model5 goes on: one block four times, of which the last three are read."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.space = nn.ParameterList([torch.empty(width, 1, 3, 3)])
-        self.mix = nn.ParameterList([torch.empty(width, width, 1, 1)])
-        self.between = nn.ModuleList(nn.BatchNorm2d(width, affine=False) for _ in range(4))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(4))
-        self.last = nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        seen = []
-        for between, norm in zip(self.between, self.norms):
-            y = between(F.conv2d(x, self.space[0], padding=1, groups=x.shape[1]))
-            x = F.relu(x + norm(F.conv2d(y, self.mix[0])))
-            seen.append(x)
-            x = x if len(seen) > 1 else Blur()(x)
-        return self.last(torch.cat(seen[1:], dim=3).mean(dim=(2, 3)))
 
 
 def upright(image: np.ndarray) -> np.ndarray:
@@ -176,18 +163,8 @@ def described(name: str) -> nn.Sequential:
             nn.Flatten(),
             nn.Linear(18, 10),
         ],
-        "model4": [
-            *separable(8, 12, 37, affine=True),
-            Block(37),
-            Blur(),
-            Block(37),
-            Block(37),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Dropout(0.05),
-            nn.Linear(37, 10),
-        ],
-        "model5": [*separable(5, 8, 41, affine=False), Shared(41)],
+        "model4": separable(8, 12, 37, affine=True, dropout=0.05),
+        "model5": separable(7, 11, 29, affine=False, dropout=0.0),
         "model6": [Repeated()],
     }
     return nn.Sequential(*layers[name], nn.Flatten())
