@@ -165,8 +165,11 @@ def judge(
     judged = []
     for guess, part in zip(guesses, chances.split([len(digits) for digits in guesses.values()])):
         area, lines, apart = guess
-        price = PRICE[area] + 0.01 * lines + 0.1 * apart  # what is simple is likelier
-        judged.append((part.max(dim=1).values.mean().item() - price, guess, part))
+        most = part.max(dim=1).values
+        price = PRICE[area] + 0.01 * lines  # what is simple is likelier
+        if apart:  # two may be the pieces of one; that three or more are sure is no chance
+            price += -0.05 if len(most) > 2 and most.min() > SURE else 0.1
+        judged.append((most.mean().item() - price, guess, part))
     return sorted(judged, key=lambda one: one[0], reverse=True)
 
 
