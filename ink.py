@@ -136,7 +136,8 @@ def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarr
     detail = detail - ndimage.uniform_filter(detail, (half, half, 1), mode="nearest")
     detail = detail.reshape(-1, pixels.shape[2])
     axis = np.linalg.eigh(detail.T @ detail).eigenvectors[:, -1]
-    axis = axis * np.sign(np.mean((side := detail @ axis) * side * side))
+    along = detail @ axis
+    axis = axis * np.sign((along * along * along).sum())  # far faster than ** 3
     tone = pixels @ axis
     ink = tone - ndimage.grey_opening(tone, (size, size), mode="nearest")
     ink = ink[reach:-reach, reach:-reach]
