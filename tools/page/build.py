@@ -110,7 +110,7 @@ def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
             return {"kind": kind, "size": size, "stride": stride, "ceil": settings["ceil_mode"]}
         case "mean" | "adaptive_avg_pool2d" if shape in (one, one[:2]):
             return {"kind": "avg"}  # of all there is
-        case "amin" | "sum" if shape == one:
+        case "amin" | "amax" | "sum" if shape in (one, one[:2]):
             return {"kind": step.name.removeprefix("a")}
         case "flatten" | "view" | "reshape" | "squeeze" if source.shape == one or len(shape) == 2:
             return {"kind": "flatten"}
@@ -122,8 +122,9 @@ def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
 def other_layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
     """The same for arithmetic, and for what puts numbers elsewhere."""
     settings, shape, source = step.settings, step.output.shape, sources[0]
+    dimensions = {each.ndim for each in (*sources, step.output)}
     match step.name:
-        case name if name in ARITHMETIC and {each.ndim for each in sources} in ({2}, {4}):
+        case name if name in ARITHMETIC and dimensions in ({2}, {4}):
             return {"kind": name}
         case "cat" if settings["dim"] == 1 and len(sources) == len(settings["tensors"]):
             return {"kind": "join"}
