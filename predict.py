@@ -68,7 +68,8 @@ def look(
     """The digits in a box of a picture, made `shrink` times smaller, by what it may be."""
     shape = [max(1, round((box[2 + axis] - box[axis]) / shrink)) for axis in (0, 1)]
     close = picture.resize(shape, Image.Resampling.BOX, box=box)
-    pixels = np.atleast_3d(np.nan_to_num(np.asarray(close))).astype(np.float32)
+    levels = np.nan_to_num(np.asarray(close, dtype=np.float32))
+    pixels = np.atleast_3d(levels.clip(-1e4, 1e4))  # of 255: one that is far beyond hides no digit
     digits = {}
     for area, lines, ink in inks(pixels, only[:2] if only else None):
         parts = find_parts(ink)
@@ -144,10 +145,10 @@ def find_digits(
     shrink = max(1, min(max(width, height), 2 * height) / FIRST_SIZE)
     guesses = look(picture, (0, 0, width, height), shrink)
     guesses = {guess: digits for guess, digits in guesses.items() if several or not guess[2]}
-    first = judge(guesses, network) if len(guesses) > 1 or shrink == 1 else []
     if shrink == 1:  # no closer look shows more
-        _, guess, chances = first[0]
+        _, guess, chances = judge(guesses, network)[0]
         return guesses[guess], chances
+    first = judge(guesses, network) if len(guesses) > 1 else []
     near = [guess for score, guess, _ in first[:2] if score > first[0][0] - 0.1] or guesses
     closer = {guess: zoom(picture, guess, guesses[guess]) for guess in near}
     score, guess, chances = judge(closer, network)[0]
@@ -168,7 +169,7 @@ def judge(
         most = part.max(dim=1).values
         price = PRICE[area] + 0.01 * lines  # what is simple is likelier
         if apart:  # two may be the pieces of one; that three or more are sure is no chance
-            price += -0.05 if len(most) > 2 and most.min() > SURE else 0.1
+            price += -0.05 if len(most) > 2 and most.min() >= SURE else 0.1
         judged.append((most.mean().item() - price, guess, part))
     return sorted(judged, key=lambda one: one[0], reverse=True)
 

@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -157,12 +157,30 @@ def test_the_page_is_up_to_date_and_its_weights_are_those_on_record(monkeypatch,
     assert "stale" in capsys.readouterr().err
 
 
+class Does(nn.Module):
+    """A network that does what a function does."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.forward = function
+
+
 @pytest.mark.parametrize(
     "layer",
     [
         *(nn.Softplus(), nn.Conv2d(1, 1, 3, dilation=2), nn.Conv2d(1, 1, (3, 1))),
         *(nn.Conv2d(1, 1, 3, padding="same"), nn.MaxPool2d(3, padding=1), nn.InstanceNorm2d(1)),
         *(nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(2), nn.Linear(28, 28)),
+        *(
+            Does(nn.functional.dropout),
+            Does(torch.squeeze),
+            Does(lambda x: x[:, :, 1:3, 2:3].mean(1)),
+        ),
+        Does(lambda x: torch.ones(1, 1, 28, 1).expand_as(x)),
+        Does(lambda x: x.repeat(1, 2, 1, 1).permute(0, 2, 3, 1).flatten(1)),
+        Does(
+            lambda x: nn.functional.grid_sample(x, torch.zeros(1, 28, 28, 2), align_corners=False)
+        ),
     ],
 )
 def test_what_the_page_cannot_run_is_named(layer: nn.Module) -> None:

@@ -227,6 +227,13 @@ def test_a_line_break_in_a_name_gives_one_line(photos: list[Path], tmp_path: Pat
     assert len(err.splitlines()) == 1 and r"/c\nd: No such file" in err
 
 
+def test_a_number_far_beyond_the_others_hides_no_digit() -> None:
+    for level in (-1e13, -np.inf):
+        drawn = np.array(pictures.blend(np.pad(pictures.ink_of(1003, 60), 15)).convert("F"))
+        drawn[0, 0] = level
+        assert int(np.argmax(predict.probabilities(Image.fromarray(drawn)))) == 3
+
+
 def test_a_program_gets_one_kind_of_error(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(UsageError, match=r"missing\.png: No such file"):
         predict.probabilities(str(tmp_path / "missing.png"))

@@ -35,10 +35,10 @@ PAGE = ROOT / "docs" / "index.html"
 SAMPLES = (10, 5, 35, 32, 4, 23, 21, 17, 110, 12)  # test images: a plain digit of each kind
 MOST_BYTES = 150_000  # of networks: the page opens in seconds on a phone with a slow line
 ONLY = {"dilation": {1}, "divisor_override": {None}, "alpha": {1}, "training": {False}}
-ONLY |= {"max": {None}, "rounding_mode": {None}}  # of clamp; of div
+ONLY |= {"train": {False}, "max": {None}, "rounding_mode": {None}}  # of dropout, clamp, div
 ONLY |= {"interpolation_mode": {0}, "padding_mode": {0}, "align_corners": {False}}  # grid_sample
 NOTHING = {"dropout", "feature_dropout", "contiguous", "clone"}  # to do for these
-ARITHMETIC = {"add": "other", "sub": "other", "mul": "other", "div": "other"}
+ARITHMETIC = dict.fromkeys(("add", "sub", "mul", "div"), "other")
 ARITHMETIC |= {"pow": "exponent", "clamp": "min"}  # and what torch calls the second number
 STEPS = 2**15 - 1  # a weight is a whole number of 16 bits, times a scale of its channel
 
@@ -95,8 +95,12 @@ def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
     """What page.js runs for a step that reads `sources`; UsageError where it has no code."""
     settings, shape, source = step.settings, step.output.shape, sources[0]
     one = (*source.shape[:2], 1, 1)
+    of_all = shape in (one, one[:2]) and {axis % 4 for axis in settings.get("dim") or (2, 3)} == {
+        2,
+        3,
+    }
     match step.name:
-        case "conv2d" if shape[2] == shape[3]:
+        case "conv2d" if settings["weight"].shape[2] == settings["weight"].shape[3]:
             sizes = {name: single(step, name) for name in ("stride", "padding", "groups")}
             return convolution(settings["weight"], settings["bias"], **sizes)
         case "linear" if source.ndim == 2:
@@ -108,15 +112,20 @@ def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
             size, kind = single(step, "kernel_size"), step.name.partition("_")[0]
             stride = single(step, "stride") if settings["stride"] else size
             return {"kind": kind, "size": size, "stride": stride, "ceil": settings["ceil_mode"]}
-        case "mean" | "adaptive_avg_pool2d" if shape in (one, one[:2]):
-            return {"kind": "avg"}  # of all there is
-        case "amin" | "amax" | "sum" if shape in (one, one[:2]):
+        case "mean" | "adaptive_avg_pool2d" if of_all:
+            return {"kind": "avg"}
+        case "amin" | "amax" | "sum" if of_all:
             return {"kind": step.name.removeprefix("a")}
-        case "flatten" | "view" | "reshape" | "squeeze" if source.shape == one or len(shape) == 2:
+        case "flatten" | "view" | "reshape" | "squeeze" if shape in (one, (1, source.numel())):
             return {"kind": "flatten"}
         case "relu":
             return {"kind": "relu"}
     return other_layer_of(step, sources)
+
+
+def is_grid(step: Step) -> bool:
+    """Whether it turns two maps, x and y, into what grid_sample reads; page.js leaves them."""
+    return step.name == "permute" and step.settings["dims"] == [0, 2, 3, 1]
 
 
 def other_layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
@@ -130,14 +139,14 @@ def other_layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
             return {"kind": "join"}
         case "repeat" if settings["repeats"] == [1, shape[1] // source.shape[1], 1, 1]:
             return {"kind": "join", "times": shape[1] // source.shape[1]}
-        case "expand" | "expand_as" if len(shape) == 4:
+        case "expand" | "expand_as" if dimensions == {4} and isinstance(settings["self"], Read):
             return {"kind": "expand", **sides(shape)}
         case "slice" if settings["dim"] > 0 and settings["step"] == 1:
             kept = range(source.shape[settings["dim"]])[settings["start"] : settings["end"]]
             start = [kept[0] * (axis == settings["dim"]) for axis in (1, 2, 3)]
             return {"kind": "crop", "from": start, **sides(shape)}
-        case "permute" if settings["dims"] == [0, 2, 3, 1] and shape[3] == 2:
-            return {"kind": "same"}  # a grid, which page.js has as two maps
+        case "permute" if is_grid(step):
+            return {"kind": "same"}
         case "grid_sampler" if source.shape[1] == 1:
             return {"kind": "sample"}
     raise UsageError(f"page.js has no code for {step.name} of {(*source.shape,)} to {(*shape,)}")
@@ -156,14 +165,18 @@ def layers(model: nn.Module) -> list[dict[str, Any]]:
 
     def place(operand: Any, ndim: int) -> int:
         """Where page.js finds one of two numbers: a step's, or a constant."""
-        if not isinstance(operand, Read):
-            result.append(constant(operand, ndim))
-        return places[operand] if isinstance(operand, Read) else len(result)
+        if isinstance(operand, Read):
+            return places[operand]
+        result.append(constant(operand, ndim))
+        return len(result)
 
     for step in steps[1:]:
         first, norm = step.reads[0], step.name == "batch_norm"
         for name in ONLY.keys() & step.settings.keys():
             single(step, name)
+        grids = [is_grid(steps[read]) for read in step.reads]
+        if grids != ([False, True] if step.name == "grid_sampler" else [False] * len(grids)):
+            raise UsageError(f"page.js has no code for {step.name} of a permuted tensor")
         folded = norm and steps[first].name == "conv2d" and readers[first] == 1
         if folded or step.name in NOTHING:
             places.append(places[first])
