@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 def upright(images: Tensor, turn: float = 0.0) -> Tensor:
-    """Images (N, 1, S, S) with the centre of mass in the middle and without slant, then turned.
+    """Images (N, 1, S, S), the centre of mass in the middle, without slant, turned by degrees.
 
     The slant is the slope of the line through the ink that has the least squares in x: the
     covariance of x and y over the variance of y, to which 0.001 is added for flat ink.
@@ -38,7 +38,7 @@ def upright(images: Tensor, turn: float = 0.0) -> Tensor:
     slant = mean((x - mean_x) * (y - mean_y)) / (mean((y - mean_y) ** 2) + 1e-3)
     if turn:
         cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-        x, y = cos * x - sin * y, sin * x + cos * y
+        x, y = cos * x - sin * y, sin * x + cos * y  # (S, S)
     from_x = x + slant * y + mean_x  # (N, 1, S, S)
     grid = torch.cat([from_x, (y + mean_y).expand_as(from_x)], dim=1).permute(0, 2, 3, 1)
     return F.grid_sample(ink, grid, align_corners=False) + paper
@@ -58,9 +58,9 @@ class Model_6(nn.Module):
     `width` is the number of channels of the block, at least 11: of 10, the last cosine is 0.
     """
 
-    def __init__(self, width: int = 25, turns: tuple[float, ...] = ()) -> None:
+    def __init__(self, width: int = 25) -> None:
         super().__init__()
-        self.width, self.turns = width, turns
+        self.width = width
         self.register_buffer("slopes", slope_filters(), persistent=False)
         self.pool = nn.Sequential(nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, ceil_mode=True))
         # The block, which is applied once before the second pool and four times after it.
@@ -86,10 +86,10 @@ class Model_6(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 1, 28, 28), normalised, to logits (N, 10)."""
-        if self.turns:
-            images = torch.cat([upright(images, turn) for turn in self.turns])
-        else:
-            images = upright(images)
+        return self.logits(upright(images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits (N, 10) of upright images (N, 1, 28, 28)."""
         rising = torch.relu(F.conv2d(images, self.slopes))  # 0 where it gets darker
         features = torch.cat([rising, images[:, :, 1:-1, 1:-1]], dim=1)  # 9 x 26 x 26
         # In this layout the pools and the block train faster on a CPU.
@@ -102,5 +102,4 @@ class Model_6(nn.Module):
             features = self.block(features, number)
             means.append(features.mean(dim=(2, 3)))
         late = sum(means) / len(means)  # a mean for each channel, over three blocks
-        logits = self.scale * F.linear(late, self.waves) + self.bias
-        return logits.unflatten(0, (len(self.turns), -1)).mean(dim=0) if self.turns else logits
+        return self.scale * F.linear(late, self.waves) + self.bias

@@ -1,15 +1,28 @@
-"""Attempt 7: model6 wider, and it looks twice.
+"""Attempt 7: model6 with 54 channels, which looks twice.
 
-Target    The challenge on every seed with at most 3,762 parameters.
+Target    The challenge on every seed with at most 3,762 parameters, half of model4.
 Result    To be measured.
-Analysis  The upright image is turned by 7 degrees to both sides, and the logits are averaged.
+Analysis  With so few parameters, what helps is more arithmetic with each of them. An upright image
+          is turned by 7 degrees to both sides, and both copies pass through the same network. The
+          mean of their logits is learned and given. A step takes twice as long as without that.
 """
 
-from model6 import Model_6
+import torch
+from torch import Tensor
+
+from model6 import Model_6, upright
+
+TURN = 7.0  # degrees
 
 
 class Model_7(Model_6):
-    """Images (N, 1, 28, 28) to logits (N, 10). 3,683 parameters, receptive field: the image."""
+    """Images (N, 1, 28, 28) to logits (N, 10). 3,683 parameters, receptive field: all of it."""
 
-    def __init__(self) -> None:
-        super().__init__(54, (-7.0, 7.0))
+    def __init__(self, width: int = 54) -> None:
+        super().__init__(width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 1, 28, 28), normalised, to logits (N, 10)."""
+        views = torch.cat([upright(images, -TURN), upright(images, TURN)])
+        one, other = self.logits(views).chunk(2)
+        return (one + other) / 2

@@ -174,6 +174,8 @@ def epochs_tables(epochs: pd.DataFrame) -> str:
     lines = []
     for name in attempts():
         rows = runs[runs["model"] == name]
+        if rows.empty:
+            continue
         lines += [f"### {name}, {''.join(rows['recipe'].unique())}", "", run_folder.table_header(0)]
         lines += [*map(run_folder.table_row, rows.to_dict("records")), ""]
     return "\n".join(lines[:-1])
