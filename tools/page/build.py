@@ -91,14 +91,16 @@ def constant(value: Tensor | float, ndim: int) -> dict[str, Any]:
     return {"kind": "constant", "of": [], "values": encoded(tensor), **sides(shape)}
 
 
+def is_of_all(step: Step, source: Tensor) -> bool:
+    """Whether it makes one number of each map of `source`."""
+    axes = {axis % 4 for axis in step.settings.get("dim") or (2, 3)}
+    return source.ndim == 4 and axes == {2, 3} and step.output[0].numel() == source.shape[1]
+
+
 def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
     """What page.js runs for a step that reads `sources`; UsageError where it has no code."""
     settings, shape, source = step.settings, step.output.shape, sources[0]
     one = (*source.shape[:2], 1, 1)
-    of_all = shape in (one, one[:2]) and {axis % 4 for axis in settings.get("dim") or (2, 3)} == {
-        2,
-        3,
-    }
     match step.name:
         case "conv2d" if settings["weight"].shape[2] == settings["weight"].shape[3]:
             sizes = {name: single(step, name) for name in ("stride", "padding", "groups")}
@@ -112,9 +114,9 @@ def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
             size, kind = single(step, "kernel_size"), step.name.partition("_")[0]
             stride = single(step, "stride") if settings["stride"] else size
             return {"kind": kind, "size": size, "stride": stride, "ceil": settings["ceil_mode"]}
-        case "mean" | "adaptive_avg_pool2d" if of_all:
+        case "mean" | "adaptive_avg_pool2d" if is_of_all(step, source):
             return {"kind": "avg"}
-        case "amin" | "amax" | "sum" if of_all:
+        case "amin" | "amax" | "sum" if is_of_all(step, source):
             return {"kind": step.name.removeprefix("a")}
         case "flatten" | "view" | "reshape" | "squeeze" if shape in (one, (1, source.numel())):
             return {"kind": "flatten"}
