@@ -5,9 +5,10 @@ Result    99.04 % at the last epoch over 11 seeds with the recipe "mild", 98.92 
 Analysis  So small a network underfits, so it gets what costs no parameter. An image is turned
           upright by its moments before the network sees it. Fixed filters show how steeply it
           gets brighter in eight directions. These maps, repeated to 25 channels, pass five times
-          through one separable block: its filters are shared, each pass has a BatchNorm of its
-          own, with a bias alone. Ten fixed cosines are what the 25 channels are compared with. It
-          is trained with "mild": milder transforms than in "strong", and no weight decay.
+          through one separable block: its filters are shared, each pass has two BatchNorms of its
+          own, of which the second learns a bias. Ten fixed cosines are what the 25 channels are
+          compared with. It is trained with "mild": milder transforms than in "strong", and no
+          weight decay.
 """
 
 import math
@@ -18,13 +19,13 @@ from torch.nn import functional as F
 
 
 def upright(images: Tensor, turn: float = 0.0) -> Tensor:
-    """Images (N, 1, S, S), the centre of mass in the middle, without slant, turned by degrees.
+    """Images (N, 1, S, S) with the centre of mass in the middle, no slant, and a turn in degrees.
 
     The slant is the slope of the line through the ink that has the least squares in x: the
     covariance of x and y over the variance of y, to which 0.001 is added for flat ink.
     """
     paper = images.amin(dim=(2, 3), keepdim=True)
-    ink = images - paper  # 0 outside, which is what grid_sample brings in
+    ink = images - paper  # paper is 0, as is all that grid_sample brings in from outside
     size = images.shape[-1]
     x = (2 * torch.arange(size, device=images.device, dtype=images.dtype) + 1) / size - 1
     y = x[:, None]
@@ -39,7 +40,7 @@ def upright(images: Tensor, turn: float = 0.0) -> Tensor:
     if turn:
         cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         x, y = cos * x - sin * y, sin * x + cos * y  # (S, S)
-    from_x = x + slant * y + mean_x  # (N, 1, S, S)
+    from_x = x + slant * y + mean_x  # (N, 1, S, S): where each pixel comes from
     grid = torch.cat([from_x, (y + mean_y).expand_as(from_x)], dim=1).permute(0, 2, 3, 1)
     return F.grid_sample(ink, grid, align_corners=False) + paper
 
@@ -62,13 +63,14 @@ class Model_6(nn.Module):
         super().__init__()
         self.width = width
         self.register_buffer("slopes", slope_filters(), persistent=False)
+        # As in model4: the largest value at every pixel, halved by a mean.
         self.pool = nn.Sequential(nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, ceil_mode=True))
         # The block, which is applied once before the second pool and four times after it.
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.pointwise = nn.Conv2d(width, width, 1, bias=False)
         self.between = nn.ModuleList(nn.BatchNorm2d(width, affine=False) for _ in range(5))
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(5))
-        for norm in self.norms:  # it learns a bias alone; CUDA wants a weight beside that
+        for norm in self.norms:  # it learns a bias alone, but some backends want a weight too
             del norm.weight
             norm.register_buffer("weight", torch.ones(width), persistent=False)
         # The classifier is fixed: digit k has k + 1 half waves over the channels, which makes the
@@ -95,9 +97,10 @@ class Model_6(nn.Module):
         # In this layout the pools and the block train faster on a CPU.
         features = self.pool(features.contiguous(memory_format=torch.channels_last))  # 9 x 13 x 13
         features = features.repeat(1, math.ceil(self.width / 9), 1, 1)[:, : self.width]
-        features = features.contiguous(memory_format=torch.channels_last)  # which that lost
+        features = features.contiguous(memory_format=torch.channels_last)  # which repeat loses
         features = self.pool(self.block(features, 0))  # width x 6 x 6
-        features, means = self.block(features, 1), []
+        features = self.block(features, 1)
+        means = []
         for number in range(2, 5):
             features = self.block(features, number)
             means.append(features.mean(dim=(2, 3)))

@@ -54,7 +54,12 @@ def test_every_accuracy_that_is_told_is_on_record(name: str) -> None:
 def test_links_lead_to_files_that_are_there(name: str) -> None:
     path = ROOT / name
     text = path.read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text)
     rows = re.findall(r"^\| `([\w/]+(?:\.\w+|/))` ", text, flags=re.MULTILINE)
     for link in links + rows:
         assert (path.parent / link).exists(), link
+    for where, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+        target = (path.parent / where if where else path).read_text(encoding="utf-8")
+        titles = re.findall("^#+ (.*)$", target, flags=re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert anchor in slugs, anchor

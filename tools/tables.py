@@ -238,7 +238,7 @@ def plot_frontier(records: pd.DataFrame) -> bytes:
         if (recipes := sorted({*found["recipe"]})) != [RECIPE]:
             name += f", {' and '.join(recipes)}"
         axes.vlines(last.index, last["min"], last["max"], color=color)
-        axes.plot(last["mean"], f".-{color}", label=f"{name}: mean, range")
+        axes.plot(last["mean"], f".-{color}", markersize=9, label=f"{name}: mean, range")
     public = pd.read_csv(RESULTS / "public.csv", keep_default_na=False)
     for letter, (name, _, parameters, accuracy, chosen) in zip(ascii_uppercase, public.to_numpy()):
         color, why = ("red", ", chosen by the test set") if chosen else ("black", "")
@@ -271,8 +271,8 @@ def documents(records: pd.DataFrame, epochs: pd.DataFrame) -> dict[Path, dict[st
     """The tables of each document, by name."""
     tested = records[records["holdout"] == 0]
     whole = tested[tested["model"] == tested["base"]]
-    sized = tested["base"].isin(tested["base"][tested["model"] != tested["base"]])
-    sizes = under_one_recipe(tested[sized]).sort_values("parameters", kind="stable")
+    small = tested[tested["parameters"] <= MAX_PARAMETERS]
+    sizes = under_one_recipe(small).sort_values("parameters", kind="stable")
     return {
         README: {
             "claim": "\n".join(f"- {claim(tested, name)}" for name in CLAIMED),
