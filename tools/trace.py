@@ -53,6 +53,8 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
         given = args, kwargs or {}
         read = tree_map(lambda x: Read(self.numbers[id(x)]) if id(x) in self.numbers else x, given)
+        if operation._schema.is_mutable:  # what it writes into is kept as it was
+            read = tree_map_only(Tensor, torch.clone, read)
         output = operation(*given[0], **given[1])
         if any(isinstance(leaf, Read) for leaf in tree_leaves(read)):
             name = operation._schema.name.removeprefix("aten::").removesuffix("_")
@@ -69,7 +71,8 @@ def trace(model: nn.Module, images: Tensor) -> list[Step]:
     model.eval()
     # In inference mode, operations come as they are called, and not taken to pieces.
     with torch.inference_mode(), Tracer(images) as tracer:
-        model(images)
+        logits = model(images)
+    del tracer.steps[tracer.numbers[id(logits)] + 1 :]  # what a network does beside its answer
     for step in tracer.steps:  # their weights may be asked for a gradient
         step.given = tree_map_only(Tensor, torch.clone, step.given)
     return tracer.steps

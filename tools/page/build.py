@@ -14,6 +14,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ SOURCE = Path(__file__).parent
 WEIGHTS = ROOT / "weights"
 PAGE = ROOT / "docs" / "index.html"
 SAMPLES = (10, 5, 35, 32, 4, 23, 21, 17, 110, 12)  # test images: a plain digit of each kind
-MOST_BYTES = 150_000  # of networks: the page opens in seconds on a phone with a slow line
+MOST_BYTES = 200_000  # of networks: the page opens in seconds on a phone with a slow line
 ONLY = {"dilation": {1}, "divisor_override": {None}, "alpha": {1}, "training": {False}}
 ONLY |= {"train": {False}, "max": {None}, "rounding_mode": {None}}  # of dropout, clamp, div
 ONLY |= {"interpolation_mode": {0}, "padding_mode": {0}, "align_corners": {False}}  # grid_sample
 NOTHING = {"dropout", "feature_dropout", "contiguous", "clone"}  # to do for these
+IMAGES = {"alias", "cat", "chunk", "split", "slice"}  # may put images elsewhere in a batch
 ARITHMETIC = dict.fromkeys(("add", "sub", "mul", "div"), "other")
 ARITHMETIC |= {"pow": "exponent", "clamp": "min"}  # and what torch calls the second number
 STEPS = 2**15 - 1  # a weight is a whole number of 16 bits, times a scale of its channel
@@ -84,9 +86,11 @@ def sides(shape: Sequence[int]) -> dict[str, int]:
     return dict(zip(("channels", "height", "width"), (*shape[1:], 1, 1)))
 
 
-def constant(value: Tensor | float, ndim: int) -> dict[str, Any]:
+def constant(value: Tensor | float, image: int, ndim: int) -> dict[str, Any]:
     """A layer that reads nothing: a number, or a tensor, as it stands beside `ndim` dimensions."""
     tensor = torch.as_tensor(value).detach().numpy().astype(np.float32)
+    if tensor.ndim == ndim and len(tensor) > 1:  # it has a part for each image
+        tensor = tensor[image : image + 1]
     shape = (1,) * (ndim - tensor.ndim) + tensor.shape
     return {"kind": "constant", "of": [], "values": encoded(tensor), **sides(shape)}
 
@@ -125,6 +129,18 @@ def layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
     return other_layer_of(step, sources)
 
 
+def is_view(step: Step) -> bool:
+    """Whether its output may be in the memory of what it reads."""
+    alias = step.operation and step.operation._schema.returns[0].alias_info
+    return bool(alias) and not alias.is_write
+
+
+def moves_images(step: Step) -> bool:
+    """Whether all that it does is to put whole images elsewhere in a batch."""
+    all_read = len(step.reads) == len(step.settings.get("tensors", step.reads))
+    return step.name in IMAGES and step.settings.get("dim", 0) == 0 and all_read
+
+
 def is_grid(step: Step) -> bool:
     """Whether it turns two maps, x and y, into what grid_sample reads; page.js leaves them."""
     return step.name == "permute" and step.settings["dims"] == [0, 2, 3, 1]
@@ -154,56 +170,82 @@ def other_layer_of(step: Step, sources: list[Tensor]) -> dict[str, Any]:
     raise UsageError(f"page.js has no code for {step.name} of {(*source.shape,)} to {(*shape,)}")
 
 
+def check(step: Step, steps: list[Step], number: int) -> None:
+    """UsageError where page.js would do something else than the step of this number does."""
+    for name in ONLY.keys() & step.settings.keys():
+        single(step, name)
+    grids = [is_grid(steps[read]) for read in step.reads]
+    if grids != ([False, True] if step.name == "grid_sampler" else [False] * len(grids)):
+        raise UsageError(f"page.js has no code for {step.name} of a permuted tensor")
+    source = steps[step.reads[0]]
+    written = step.operation._schema.is_mutable and is_view(source)
+    if written and any(source.reads[0] in later.reads for later in steps[number + 1 :]):
+        raise UsageError(f"page.js has no code for {step.name} in place, on a part")
+
+
 def layers(model: nn.Module) -> list[dict[str, Any]]:
     """What page.js runs of a trained network, in order; UsageError where it has no code for it.
 
     Each reads the outputs of layers, `of`, counted from 1; 0 is the image. BatchNorm is folded
-    into the convolution before it, or into one of its own.
+    into the convolution before it, or into one of its own. Where a network makes several images
+    of one, each has layers of its own.
     """
     steps = trace(model, torch.zeros(1, 1, IMAGE_SIZE, IMAGE_SIZE))
     readers = Counter(read for step in steps for read in step.reads)
     result: list[dict[str, Any]] = []
-    places = [0]  # of steps among the layers
+    places = [[0]]  # of each step's images among the layers
 
-    def place(operand: Any, ndim: int) -> int:
-        """Where page.js finds one of two numbers: a step's, or a constant."""
+    def place(operand: Any, image: int, ndim: int) -> int:
+        """Where page.js finds what an image reads of a step, or of a constant."""
         if isinstance(operand, Read):
-            return places[operand]
-        result.append(constant(operand, ndim))
+            found = places[operand]
+            return found[image if len(found) > 1 else 0]
+        result.append(constant(operand, image, ndim))
         return len(result)
 
-    for step in steps[1:]:
-        first, norm = step.reads[0], step.name == "batch_norm"
-        for name in ONLY.keys() & step.settings.keys():
-            single(step, name)
-        grids = [is_grid(steps[read]) for read in step.reads]
-        if grids != ([False, True] if step.name == "grid_sampler" else [False] * len(grids)):
-            raise UsageError(f"page.js has no code for {step.name} of a permuted tensor")
+    def add(step: Step, image: int) -> int:
+        """Add what makes one image of the output of a step, and return its place."""
+        first, norm, ndim = step.reads[0], step.name == "batch_norm", step.output.ndim
         folded = norm and steps[first].name == "conv2d" and readers[first] == 1
-        if folded or step.name in NOTHING:
-            places.append(places[first])
-        else:
-            layer = layer_of(step, [steps[read].output for read in step.reads])
-            sources = [places[read] for read in step.reads] * layer.pop("times", 1)
+        at = place(Read(first), image, ndim)
+        if not (folded or step.name in NOTHING):
+            alone = replace(step, output=step.output[:1])
+            layer = layer_of(alone, [steps[read].output[:1] for read in step.reads])
+            sources = [place(Read(x), image, ndim) for x in step.reads] * layer.pop("times", 1)
             if second := ARITHMETIC.get(step.name):
                 two = step.settings["self"], step.settings[second]
-                sources = [place(operand, step.output.ndim) for operand in two]
-            result.append({"of": sources} | layer)
-            places.append(len(result))
+                sources = [place(operand, image, ndim) for operand in two]
+            result.append({"of": sources} | ({"copy": image} if image else {}) | layer)
+            at = len(result)
         if norm:
             _, weight, bias, mean, variance, _, _, eps, _ = step.settings.values()
-            layer = result[places[-1] - 1]
+            layer = result[at - 1]
             fused = (layer["weight"], layer["bias"], mean, variance, eps, weight, bias)
             layer["weight"], layer["bias"] = fuse_conv_bn_weights(*fused)
-    return told_once([packed(layer) for layer in result])
+        return at
+
+    for number, step in enumerate(steps[1:], 1):
+        check(step, steps, number)
+        if moves_images(step):
+            # Run on the places of images in place of these, it tells where each one goes.
+            told = {x: torch.tensor(places[x])[:, None] for x in step.reads}
+            places.append(step.run(told).flatten().tolist())
+            continue
+        images = range(max(len(places[read]) for read in step.reads))
+        if step.output.shape[:1] != (len(images),):
+            raise UsageError(f"page.js has no code for {step.name} to {(*step.output.shape,)}")
+        places.append([add(step, image) for image in images])
+    (last,) = places[-1]
+    return told_once([packed(layer) for layer in result[:last]])
 
 
 def told_once(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Layers, of which those whose filters an earlier one has too tell its number, from 0."""
+    """Layers, of which those whose numbers an earlier one has too tell its number, from 0."""
     known: dict[str, int] = {}
     for number, layer in enumerate(layers):
-        if "filters" in layer and (first := known.setdefault(layer["filters"], number)) < number:
-            layer["filters"] = first
+        for name in {"filters", "scales", "bias", "values"} & layer.keys():
+            if (first := known.setdefault(name + layer[name], number)) < number:
+                layer[name] = first
     return layers
 
 

@@ -173,13 +173,15 @@ function decoded(text, Numbers) {
 /** Layers as they are run, with their weights in place. */
 function unpacked(layers) {
   return layers.map((layer) => {
-    if (layer.kind === "constant") return {...layer, values: decoded(layer.values, Float32Array)};
+    // Numbers that are used again are told by the place of the layer that has them.
+    const numbers = (name, Kind = Float32Array) =>
+      decoded(layers[layer[name]]?.[name] ?? layer[name], Kind);
+    if (layer.kind === "constant") return {...layer, values: numbers("values")};
     if (layer.kind !== "convolution") return layer;
-    // Filters that are used again are told by the place of the layer that has them.
-    const steps = decoded(layers[layer.filters]?.filters ?? layer.filters, Int16Array);
-    const [scales, size] = [decoded(layer.scales, Float32Array), steps.length / layer.channels];
+    const [steps, scales] = [numbers("filters", Int16Array), numbers("scales")];
+    const size = steps.length / layer.channels;
     const filters = Float32Array.from(steps, (step, at) => step * scales[Math.floor(at / size)]);
-    return {...layer, filters, bias: decoded(layer.bias, Float32Array)};
+    return {...layer, filters, bias: numbers("bias")};
   });
 }
 
@@ -213,7 +215,7 @@ function convolve(layer, input) {
     for (let map = 0; map < read; map++) {
       const from = (first + map) * height * width;
       const filter = filters.subarray((channel * read + map) * taps);
-      const run = size === 3 && stride === 1 ? addThreeByThree : addAny;
+      const run = (stride === 1 && {1: addOneByOne, 3: addThreeByThree}[size]) || addAny;
       run(filter, values, from, width, sums, channel * area, rows, columns, size, stride);
     }
   }
@@ -234,7 +236,15 @@ function addAny(filter, values, from, width, sums, to, rows, columns, size, stri
   }
 }
 
-/** The same for 3 x 3 filters, which have nearly all of the work. */
+/** The same for 1 x 1 filters: with those of 3 x 3, they have nearly all of the work. */
+function addOneByOne(filter, values, from, width, sums, to, rows, columns) {
+  const weight = filter[0];
+  for (let place = 0; place < rows * columns; place++) {
+    sums[to + place] += weight * values[from + place];
+  }
+}
+
+/** The same for 3 x 3 filters. */
 function addThreeByThree(filter, values, from, width, sums, to, rows, columns) {
   const [a, b, c, d, e, f, g, h, i] = filter;
   for (let row = 0; row < rows; row++) {
@@ -524,7 +534,7 @@ function guess() {
   const image = drawn.image ?? toMnist(inkOf(drawn.strokes));
   const layers = [];
   const guesses = probabilities(network, image ?? new Uint8Array(SIZE * SIZE), (layer, maps) => {
-    if (layer.kind === "relu") layers.push(maps);
+    if (layer.kind === "relu" && !layer.copy) layers.push(maps); // of several, the first copy
   });
   const first = layers.slice(0, SHOWN_LAYERS);
   drawPad(drawn);
