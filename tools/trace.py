@@ -72,7 +72,8 @@ def trace(model: nn.Module, images: Tensor) -> list[Step]:
     # In inference mode, operations come as they are called, and not taken to pieces.
     with torch.inference_mode(), Tracer(images) as tracer:
         logits = model(images)
-    del tracer.steps[tracer.numbers[id(logits)] + 1 :]  # what a network does beside its answer
+    # Without what a network does beside its answer.
+    del tracer.steps[tracer.numbers.get(id(logits), len(tracer.steps)) + 1 :]
     for step in tracer.steps:  # their weights may be asked for a gradient
         step.given = tree_map_only(Tensor, torch.clone, step.given)
     return tracer.steps
