@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def upright(images: Tensor, turn: float = 0.0) -> Tensor:
-    """Images (N, 1, S, S) with the centre of mass in the middle, no slant, and a turn in degrees.
+def upright(images: Tensor, turn: float = 0.0, size: float = 1.0) -> Tensor:
+    """Images (N, 1, S, S) upright: the centre of mass in the middle, and no slant.
 
-    The slant is the slope of the line through the ink that has the least squares in x: the
-    covariance of x and y over the variance of y, to which 0.001 is added for flat ink.
+    They are then turned by `turn` degrees and made `size` times as large. The slant is the slope
+    of the line through the ink that has the least squares in x: the covariance of x and y over
+    the variance of y, to which 0.001 is added for flat ink.
     """
     paper = images.amin(dim=(2, 3), keepdim=True)
     ink = images - paper  # paper is 0, as is all that grid_sample brings in from outside
-    size = images.shape[-1]
-    x = (2 * torch.arange(size, device=images.device, dtype=images.dtype) + 1) / size - 1
+    side = images.shape[-1]
+    x = (2 * torch.arange(side, device=images.device, dtype=images.dtype) + 1) / side - 1
     y = x[:, None]
     weight = ink / ink.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
 
@@ -40,6 +41,7 @@ def upright(images: Tensor, turn: float = 0.0) -> Tensor:
     if turn:
         cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         x, y = cos * x - sin * y, sin * x + cos * y  # (S, S)
+    x, y = x / size, y / size
     from_x = x + slant * y + mean_x  # (N, 1, S, S): where each pixel comes from
     grid = torch.cat([from_x, (y + mean_y).expand_as(from_x)], dim=1).permute(0, 2, 3, 1)
     return F.grid_sample(ink, grid, align_corners=False) + paper
