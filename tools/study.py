@@ -5,6 +5,7 @@
     python -m tools.study --ablation      # each ingredient taken out of the recipe "strong"
     python -m tools.study --sizes         # other widths of model6
     python -m tools.study --model model3 --seeds 0-4 --set max_lr=0.2 --out tries
+    python -m tools.study --model model4 --seeds 0-19 --device cuda --processes 8
     python -m tools.study --model model4 --seeds 0-49 --scheduler tcp://HOST:8786    # Dask
 
 What is on record in results/ is not trained, unless --again says so; a half-finished run goes on
@@ -33,6 +34,7 @@ from run_folder import LAST_EPOCHS, EpochRecord
 from script import Parser, RunError, UsageError, exit_code, whole_number
 from tools import tables
 from tools.worker import end_with_parent, key_of, train_one
+from train import select_device
 
 MOST_SEEDS = 10_000
 CONNECT_SECONDS = 10  # for the scheduler of a cluster to answer
@@ -159,6 +161,7 @@ def jobs(args: argparse.Namespace) -> tuple[str, list[Experiment]]:
 
 def study(args: argparse.Namespace) -> None:
     """Train what is missing, then bring the tables and pictures up to date."""
+    select_device(args.device)  # which ends the study here where there is no such device
     table, experiments = jobs(args)
     results = args.out or tables.RESULTS
     results.mkdir(parents=True, exist_ok=True)
@@ -170,7 +173,7 @@ def study(args: argparse.Namespace) -> None:
     print(f"{len(experiments) - len(todo)} of {len(experiments)} runs are on record", flush=True)
     try:
         if todo:
-            task = functools.partial(train_one, again=args.again)
+            task = functools.partial(train_one, again=args.again, device=args.device)
             train_all(todo, task, args.processes, args.scheduler, results)
     finally:
         made = {} if args.out else tables.update()
@@ -191,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     out = "keep records in this folder, and leave those of the project and its tables as they are"
     add("--out", type=Path, metavar="DIR", help=out)
     add("--again", action="store_true", help="train also what is on record")
+    add("--device", choices=["cuda", "mps", "cpu"], default="cpu", help=default)
     at_once = "at the same time (default: one per core)"
     add("--processes", type=whole_number(1, 1024), metavar="N", help=at_once)
     cluster = "train on the workers of this Dask scheduler, as tcp://HOST:8786"

@@ -32,10 +32,11 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def accuracy_by_views(network: nn.Module) -> float:
-    """Test accuracy in % where the network guesses by nine views of each image."""
-    loader = Loader(*load_mnist(DATA_DIR, train=False), TEST_BATCH_SIZE)
-    return evaluate(AverageOfViews(network), loader, nn.CrossEntropyLoss())[1]
+def accuracy_by_views(folder: Path, device: str) -> float:
+    """Test accuracy in % of a run's network where it guesses by nine views of each image."""
+    images, labels = (part.to(device) for part in load_mnist(DATA_DIR, train=False))
+    views = AverageOfViews(load_network(folder)[1]).to(device)
+    return evaluate(views, Loader(images, labels, TEST_BATCH_SIZE), nn.CrossEntropyLoss())[1]
 
 
 def key_of(experiment: Experiment) -> dict[str, Any]:
@@ -45,31 +46,32 @@ def key_of(experiment: Experiment) -> dict[str, Any]:
 
 
 def train_one(
-    experiment: Experiment, again: bool = False, work_dir: Path | None = None
+    experiment: Experiment, again: bool = False, work_dir: Path | None = None, device: str = "cpu"
 ) -> tuple[dict[str, Any], list[EpochRecord]]:
     """Train on one thread, in a folder of its own: a row of runs.csv, and those of epochs.csv.
 
-    Goes on with what is in that folder, if it is of the same experiment, code and torch. What is
-    finished there is returned as it is, but trained `again` where that is asked for.
+    Goes on with what is in that folder, if it is of the same experiment, code, torch and device.
+    What is finished there is returned as it is, but trained `again` where that is asked for.
     """
     torch.set_num_threads(1)
     out_dir = work_dir or ROOT / "runs" / "study"  # in this clone, on whatever machine it is
     folder = out_dir / experiment.name
     if folder.exists():
         begun = read_config(folder) if (folder / "config.json").exists() else {}
-        here = describe(torch.device("cpu"))
-        now = asdict(experiment) | {name: here[name] for name in ("code", "torch")}
+        here = describe(torch.device(device))
+        now = asdict(experiment) | {name: here[name] for name in ("code", "torch", "device")}
         is_finished = (folder / "weights.pt").exists()
         if not now.items() <= begun.items() or (again and is_finished):
             shutil.rmtree(folder)
     with contextlib.redirect_stdout(io.StringIO()):
         resumed = folder if folder.exists() else None
-        records = run(experiment, out_dir, resumed=resumed, device="cpu", quiet=True)
+        records = run(experiment, out_dir, resumed=resumed, device=device, quiet=True)
+    views_acc = None if experiment.holdout else accuracy_by_views(folder, device)
     config, (_, network) = read_config(folder), load_network(folder)
     row = key_of(experiment) | {
         "parameters": count_parameters(network),
         **{name: config[name] for name in ("commit", "torch", "device", "threads")},
         "seconds": sum(record["seconds"] for record in records),
-        "views_acc": None if experiment.holdout else accuracy_by_views(network),
+        "views_acc": views_acc,
     }
     return row, [key_of(experiment) | record for record in records]
