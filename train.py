@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 import run_folder
 from attempts import attempts, build_network, count_parameters, load_network
+from cuda_graph import CudaGraph
 from mnist import DATA_DIR, IMAGE_SIZE, AverageOfViews, Loader, load_mnist, mix_seed
 from recipes import RECIPES, Experiment, Recipe, add_settings
 from run_folder import EpochRecord, table_header, table_row, verdict
@@ -142,17 +143,24 @@ class Learner:
         # AveragedModel of torch moves the same way, but looks at every step how many there were,
         # which makes a GPU wait.
         self._average = get_ema_multi_avg_fn(recipe.ema_decay)
+        if next(model.parameters()).is_cuda:
+            self.propagate = CudaGraph(self.propagate, model)
 
-    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Learn from a batch (B, 1, 28, 28) and its labels (B,); mean loss and logits (B, 10)."""
+    def propagate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward and backward, to new gradients; the mean loss and the logits (B, 10)."""
         logits = self.model(images)
         loss = self.criterion(logits, labels)
         self.optimizer.zero_grad()
         loss.backward()
+        return loss.detach(), logits.detach()
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from a batch (B, 1, 28, 28) and its labels (B,); mean loss and logits (B, 10)."""
+        loss, logits = self.propagate(images, labels)
         self.optimizer.step()
         if self.scheduler.last_epoch < self.scheduler.total_steps - 1:  # the rate is not at its end
             self.scheduler.step()
-        return loss.detach(), logits.detach()
+        return loss, logits
 
     def update_ema(self) -> None:
         """Move the average one step toward the network."""
