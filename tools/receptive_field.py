@@ -28,7 +28,7 @@ POOLS = {"max_pool2d": "max pool", "amax": "max pool", "avg_pool2d": "average po
 POOLS |= {"adaptive_avg_pool2d": "average pool", "mean": "average pool"}
 # Besides what torch calls pointwise, these treat each position by itself.
 BY_POSITION = {"alias", "batch_norm", "cat", "chunk", "contiguous", "dropout"}
-BY_POSITION |= {"feature_dropout", "hardswish", "prelu", "repeat", "slice", "split"}
+BY_POSITION |= {"feature_dropout", "hardswish", "leaky_relu", "prelu", "repeat", "slice", "split"}
 Geometry = tuple[int, int, int | str]  # kernel size, its dilation included; stride; padding
 Field = tuple[int, int]  # pixels along an axis that a value can depend on; from a value to the next
 
