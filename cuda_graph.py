@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +20,17 @@ Propagate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 WARM_UP_PASSES = 3  # in which libraries allocate what they may not while a graph is recorded
 
 
+def places_of_generators() -> tuple:
+    """How far the generators on the CPU are that a network may draw from."""
+    return random.getstate(), np.random.get_state()[2], torch.get_rng_state().tolist()
+
+
 class CudaGraph:
     """The passes of `model` by `propagate`, recorded at the first batch.
 
     Batches of another shape run as before. So does every batch, after a warning, of a network
     that may go another way each time: one that reads a value back from the GPU, or draws random
-    numbers on the CPU.
+    numbers on the CPU. One that counts its batches is not noticed, and must not.
     """
 
     def __init__(self, propagate: Propagate, model: nn.Module) -> None:
@@ -45,20 +51,20 @@ class CudaGraph:
         return self.result
 
     def record(self, images: Tensor, labels: Tensor) -> None:
-        """Record the passes for batches of this shape, and leave network and generators as is."""
+        """Record the passes for batches of this shape, and leave network and torch as they were."""
         gc.collect()  # the graph of an earlier network must not be freed while one is recorded
         self.images, self.labels = images.clone(), labels.clone()
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
         state = copy.deepcopy(self.model.state_dict())
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.random.fork_rng([images.device]), torch.cuda.stream(stream):
-            drawn = random.getstate(), torch.get_rng_state().tolist()
+            drawn = places_of_generators()
             try:
                 torch.cuda.set_sync_debug_mode("error")  # where a value is read back
                 for _ in range(WARM_UP_PASSES):
                     self.propagate(self.images, self.labels)
-                if drawn != (random.getstate(), torch.get_rng_state().tolist()):
+                if drawn != places_of_generators():
                     raise RuntimeError("it draws random numbers on the CPU")
                 with torch.cuda.graph(graph, stream=stream):
                     self.result = self.propagate(self.images, self.labels)

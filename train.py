@@ -137,9 +137,11 @@ class Learner:
         self.model, self.ema, self.recipe = model, copy.deepcopy(model), recipe
         self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.optimizer, self.scheduler = build_optimizer(model, recipe, batches_per_epoch)
-        # The tensors of a state_dict share memory with the network.
-        self._values = [x for x in self.model.state_dict().values() if x.is_floating_point()]
-        self._ema_values = [x for x in self.ema.state_dict().values() if x.is_floating_point()]
+        # Not of their state_dicts, which have what two layers share twice.
+        self._values, self._ema_values = (
+            [x for x in (*one.parameters(), *one.buffers()) if x.is_floating_point()]
+            for one in (self.model, self.ema)
+        )
         # AveragedModel of torch moves the same way, but looks at every step how many there were,
         # which makes a GPU wait.
         self._average = get_ema_multi_avg_fn(recipe.ema_decay)

@@ -82,10 +82,8 @@ def test_what_may_go_another_way_is_not_recorded(
     for graph in (True, False):
         torch.manual_seed(1)
         model = kind(784, 10)
-        train_on(model, [2], graph=False)  # so that nothing else is drawn in between
-        random.seed(3)
         found.append(train_on(model, [32, 32, 7, 32], graph))
     assert "warning: no CUDA graph" in capsys.readouterr().err
     assert found[0][1].propagate.graph is None
-    if kind is not Draws:  # by a generator that nobody seeds
+    if kind is not Draws:  # whose generator is Python's, which a run does not seed
         assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)

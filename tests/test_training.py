@@ -88,6 +88,17 @@ def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None
     assert not any(CLASSIC.has_ema(epoch) for epoch in range(1, 16))
 
 
+def test_the_average_moves_once_what_two_layers_share() -> None:
+    layer = nn.Linear(3, 3)
+    learner = Learner(nn.Sequential(layer, layer), STRONG, 10)
+    before = learner.ema[0].weight.detach().clone()
+    with torch.no_grad():
+        layer.weight += 1
+    learner.update_ema()
+    expected = before + 1 - STRONG.ema_decay
+    torch.testing.assert_close(learner.ema[1].weight.detach(), expected, rtol=0, atol=1e-6)
+
+
 def test_strong_decays_filters_and_matrices_only() -> None:
     model = build_network("model3")
     optimizer, _ = train.build_optimizer(model, STRONG, 1)

@@ -161,7 +161,8 @@ def jobs(args: argparse.Namespace) -> tuple[str, list[Experiment]]:
 
 def study(args: argparse.Namespace) -> None:
     """Train what is missing, then bring the tables and pictures up to date."""
-    select_device(args.device)  # which ends the study here where there is no such device
+    if not args.scheduler:
+        select_device(args.device)  # which ends the study here where there is no such device
     table, experiments = jobs(args)
     results = args.out or tables.RESULTS
     results.mkdir(parents=True, exist_ok=True)
@@ -200,8 +201,9 @@ def main(argv: list[str] | None = None) -> int:
     cluster = "train on the workers of this Dask scheduler, as tcp://HOST:8786"
     add("--scheduler", metavar="ADDRESS", help=cluster)
     args = parser.parse_args(argv)
-    if (args.ablation or args.sizes) and (args.recipe != STRONG.name or args.settings):
-        parser.error("--ablation and --sizes have recipes of their own")
+    changed = args.recipe != STRONG.name or args.settings or args.holdout
+    if (args.ablation or args.sizes) and changed:
+        parser.error("--ablation and --sizes have recipes and held-out images of their own")
     return exit_code("python -m tools.study", study, args)
 
 
