@@ -30,7 +30,7 @@ class CudaGraph:
 
     Batches of another shape run as before. So does every batch, after a warning, of a network
     that may go another way each time: one that reads a value back from the GPU, or draws random
-    numbers on the CPU. One that counts its batches is not noticed, and must not.
+    numbers on the CPU. What goes another way because it counts batches is not noticed.
     """
 
     def __init__(self, propagate: Propagate, model: nn.Module) -> None:

@@ -1,78 +1,118 @@
-"""Attempt 5: model4 narrower, without the parameters that change nothing.
+"""Attempt 5: two looks at an upright image while it learns, and four once it is trained.
 
-Target    The challenge on every seed with as few parameters as possible.
-Result    99.54 % at the last epoch over 21 seeds with the strong recipe, 99.45 % at least; all
-          21 keep their last five epochs at 99.4 % or more.
-Analysis  The scale of a BatchNorm between a depthwise and a 1x1 convolution can be part of the 1x1
-          filters, and its shift is taken out by the BatchNorm that follows. Without them the
-          network can do the same with 196 parameters less. Dropout regularises a network that
-          has capacity to spare, which this one has not. What else was tried at this size, blocks
-          that share their filters above all, differs by less than seeds do.
+Target    The challenge on every seed with at most 3,762 parameters, about half of model4.
+Result    99.51 % at the last epoch over 20 seeds with the strong recipe, 99.42 % at least; all
+          20 keep their last five epochs at 99.4 % or more.
+Analysis  What helps a network this small costs no parameter. An image is turned upright by its
+          moments. Fixed filters show how steeply it gets brighter in eight directions. These
+          maps, repeated to 54 channels, pass five times through one separable block: its filters
+          are shared, each pass has two BatchNorms of its own, of which the second learns a bias.
+          Ten fixed cosines are what the channels are compared with. With one look, some seed
+          still missed; so the upright image is turned by 7 degrees to both sides, and the mean
+          of both logits is learned. Once trained, it looks at two sizes of each, which training
+          does not pay for: a step takes 1.7 times as long as one of model4 on one thread.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-class Residual(nn.Module):
-    """relu(x + body(x)): a depthwise-separable 3x3 convolution beside a path that keeps x."""
+def upright(images: Tensor, turn: float, zoom: float) -> Tensor:
+    """Images (N, 1, S, S) upright: the centre of mass in the middle, and no slant.
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
-            nn.BatchNorm2d(width, affine=False),  # a scale and a shift here would change nothing
-            nn.Conv2d(width, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+    They are then turned by `turn` degrees and made `zoom` times as large. The slant is the slope
+    of the line through the ink that has the least squares in x: the covariance of x and y over
+    the variance of y, to which 0.001 is added for flat ink.
+    """
+    paper = images.amin(dim=(2, 3), keepdim=True)
+    ink = images - paper  # paper is 0, as is all that grid_sample brings in from outside
+    side = images.shape[-1]
+    x = (2 * torch.arange(side, device=images.device, dtype=images.dtype) + 1) / side - 1
+    y = x[:, None]
+    weight = ink / ink.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, width, H, W) to the same shape."""
-        return torch.relu(features + self.body(features))
+    def mean(values: Tensor) -> Tensor:
+        """Over the ink of each image: (N, 1, 1, 1)."""
+        return (weight * values).sum(dim=(2, 3), keepdim=True)
+
+    mean_x, mean_y = mean(x), mean(y)
+    slant = mean((x - mean_x) * (y - mean_y)) / (mean((y - mean_y) ** 2) + 1e-3)
+    cos, sin = math.cos(math.radians(turn)) / zoom, math.sin(math.radians(turn)) / zoom
+    x, y = cos * x - sin * y, sin * x + cos * y  # (S, S)
+    from_x = x + slant * y + mean_x  # (N, 1, S, S): where each pixel comes from
+    grid = torch.cat([from_x, (y + mean_y).expand_as(from_x)], dim=1).permute(0, 2, 3, 1)
+    return F.grid_sample(ink, grid, align_corners=False) + paper
+
+
+def slope_filters() -> Tensor:
+    """Filters (8, 1, 3, 3): how fast it gets brighter (Sobel, 1968), every 45 degrees from +x."""
+    across = torch.arange(-1, 2)
+    to_right = (2 - across.abs())[:, None] * across / 8  # a smoothed difference of neighbours
+    angles = torch.arange(8)[:, None, None] * math.pi / 4
+    return (angles.cos() * to_right + angles.sin() * to_right.T)[:, None]
 
 
 class Model_5(nn.Module):
-    """Images (N, 1, 28, 28) to logits (N, 10). 5,048 parameters, receptive field 55 px.
+    """Images (N, 1, 28, 28) to logits (N, 10). 3,683 parameters, receptive field the whole image.
 
-    `stem` and `width` are its numbers of channels.
+    `width` is the number of channels of the block, at least 11: of 10, the last cosine is 0. The
+    upright image is turned by each of `turns`, in degrees; once trained, each is also zoomed.
     """
 
-    def __init__(self, stem: tuple[int, int] = (7, 11), width: int = 29) -> None:
+    def __init__(
+        self,
+        width: int = 54,
+        turns: tuple[float, ...] = (-7.0, 7.0),
+        zooms: tuple[float, ...] = (1.07, 0.93),
+    ) -> None:
         super().__init__()
-        first, second = stem
-        # Beside each layer: its output (channels x height x width) and receptive field.
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, first, 3, bias=False),  # 7 x 26 x 26, RF 3
-            nn.BatchNorm2d(first),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(first, second, 3, bias=False),  # 11 x 24 x 24, RF 5
-            nn.BatchNorm2d(second),
-            nn.MaxPool2d(2, stride=1),  # 11 x 23 x 23, RF 6
-            nn.AvgPool2d(2, ceil_mode=True),  # 11 x 12 x 12, RF 7
-            nn.ReLU(inplace=True),
-        )
-        self.blocks = nn.Sequential(
-            # The first one changes the number of channels, so there is no sum with its input.
-            nn.Conv2d(
-                second, second, 3, padding=1, groups=second, bias=False
-            ),  # 11 x 12 x 12, RF 11
-            nn.BatchNorm2d(second, affine=False),
-            nn.Conv2d(second, width, 1, bias=False),  # 29 x 12 x 12, RF 11
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            Residual(width),  # 29 x 12 x 12, RF 15
-            nn.MaxPool2d(2, stride=1),  # 29 x 11 x 11, RF 17
-            nn.AvgPool2d(2, ceil_mode=True),  # 29 x 6 x 6, RF 19
-            Residual(width),  # 29 x 6 x 6, RF 27
-            Residual(width),  # 29 x 6 x 6, RF 35
-        )
-        self.head = nn.Sequential(
-            nn.AvgPool2d(6),  # 29 x 1 x 1, RF 55
-            nn.Flatten(),
-            nn.Linear(width, 10),  # 10 logits, RF 55
-        )
-        self.to(memory_format=torch.channels_last)  # in which the blocks train faster on a CPU
+        self.width, self.turns, self.zooms = width, turns, zooms
+        self.register_buffer("slopes", slope_filters(), persistent=False)
+        # As in model4: the largest value at every pixel, halved by a mean.
+        self.pool = nn.Sequential(nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, ceil_mode=True))
+        # The block, which is applied once before the second pool and four times after it.
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.pointwise = nn.Conv2d(width, width, 1, bias=False)
+        self.between = nn.ModuleList(nn.BatchNorm2d(width, affine=False) for _ in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(5))
+        for norm in self.norms:  # it learns a bias alone, but some backends want a weight too
+            del norm.weight
+            norm.register_buffer("weight", torch.ones(width), persistent=False)
+        # The classifier is fixed: digit k has k + 1 half waves over the channels, which makes the
+        # ten orthogonal. It learns one scale and ten biases.
+        phase = math.pi * (torch.arange(width) + 0.5) / width
+        waves = torch.cos(torch.arange(1, 11)[:, None] * phase)  # (10, width)
+        self.register_buffer("waves", waves, persistent=False)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(10))
+
+    def block(self, features: Tensor, number: int) -> Tensor:
+        """The block, with BatchNorm `number`, from 0: (N, width, H, W) to the same shape."""
+        change = self.pointwise(self.between[number](self.depthwise(features)))
+        return torch.relu(features + self.norms[number](change))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 1, 28, 28), normalised, to logits (N, 10)."""
-        return self.head(self.blocks(self.stem(images)))
+        """Images (N, 1, 28, 28), normalised, to logits (N, 10): the mean over all looks."""
+        zooms = (1.0,) if self.training else self.zooms
+        looks = [upright(images, turn, zoom) for turn in self.turns for zoom in zooms]
+        return sum(self.logits(torch.cat(looks)).chunk(len(looks))) / len(looks)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The logits (N, 10) of upright images (N, 1, 28, 28)."""
+        rising = torch.relu(F.conv2d(images, self.slopes))  # 0 where it gets darker
+        features = torch.cat([rising, images[:, :, 1:-1, 1:-1]], dim=1)  # 9 x 26 x 26
+        # In this layout the pools and the block train faster on a CPU.
+        features = self.pool(features.contiguous(memory_format=torch.channels_last))  # 9 x 13 x 13
+        features = features.repeat(1, math.ceil(self.width / 9), 1, 1)[:, : self.width]
+        features = features.contiguous(memory_format=torch.channels_last)  # which repeat loses
+        features = self.pool(self.block(features, 0))  # width x 6 x 6
+        features = self.block(features, 1)
+        means = []
+        for number in range(2, 5):
+            features = self.block(features, number)
+            means.append(features.mean(dim=(2, 3)))
+        late = sum(means) / len(means)  # a mean for each channel, over three blocks
+        return self.scale * F.linear(late, self.waves) + self.bias

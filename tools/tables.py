@@ -204,8 +204,9 @@ def ablation_table(records: pd.DataFrame) -> str:
 
 
 def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
-    """Test accuracy by epoch, each seed faint, the mean bold: networks with `fewest` seeds."""
+    """Test accuracy by epoch, each seed faint, the mean bold: attempts with `fewest` seeds."""
     runs = epochs.query("recipe == @RECIPE and holdout == 0")
+    runs = runs[~runs["model"].str.contains("-")]
     runs = runs.pivot(index=["model", "epoch"], columns="seed", values="acc").groupby("model")
     tables = {name: table.droplevel("model").dropna(axis=1) for name, table in runs}
     tables = {name: table for name, table in tables.items() if table.shape[1] >= fewest}
@@ -232,7 +233,9 @@ def plot_frontier(records: pd.DataFrame) -> bytes:
     axes.axhline(MIN_ACCURACY, color="gray", linewidth=1)
     axes.axvline(MAX_PARAMETERS, color="gray", linewidth=1)
     runs = under_one_recipe(records.query("holdout == 0"))
-    for number, (base, found) in enumerate(runs.groupby("base")):
+    # Former attempts share a prefix, and no design: each is a family of its own.
+    families = runs["base"].where(runs["base"].isin(attempts()), runs["model"])
+    for number, (base, found) in enumerate(runs.groupby(families)):
         last, color = found.groupby("parameters")["acc"].agg(["mean", "min", "max"]), f"C{number}"
         name = f"{base} and other sizes" if len(last) > 1 else base
         if (recipes := sorted({*found["recipe"]})) != [RECIPE]:
