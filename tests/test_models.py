@@ -57,7 +57,7 @@ class Blur(nn.Module):
         return F.avg_pool2d(x, 2)
 
 
-def upright(image: np.ndarray, turn: float, size: float) -> np.ndarray:
+def upright(image: np.ndarray, turn: float, zoom: float) -> np.ndarray:
     """An image (28, 28) moved and sheared by its ink's moments, turned and enlarged, with scipy."""
     paper = image.min()
     ink = image - paper
@@ -66,7 +66,7 @@ def upright(image: np.ndarray, turn: float, size: float) -> np.ndarray:
     covariance = (ink * (y - row) * (x - column)).sum() / mass
     slant = covariance / ((ink * (y - row) ** 2).sum() / mass + 0.001 * 14**2)
     cos, sin = np.cos(np.radians(turn)), np.sin(np.radians(turn))
-    turned = np.array([[cos, sin], [-sin, cos]]) / size  # of rows and columns
+    turned = np.array([[cos, sin], [-sin, cos]]) / zoom  # of rows and columns
     matrix = np.array([[1, 0], [slant, 1]]) @ turned
     offset = [row, column] - matrix @ [13.5, 13.5]
     return ndimage.affine_transform(ink, matrix, offset, order=1) + paper
@@ -83,9 +83,9 @@ def rising(image: np.ndarray) -> np.ndarray:
 class Repeated(nn.Module):
     """model5 and model6 as described: one block five times, and a discrete cosine transform."""
 
-    def __init__(self, width: int, turns: list[float], sizes: list[float]) -> None:
+    def __init__(self, width: int, turns: list[float], zooms: list[float]) -> None:
         super().__init__()
-        self.turns, self.sizes = turns, sizes
+        self.turns, self.zooms = turns, zooms
         self.scale, self.bias = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(10))
         self.space = nn.ParameterList([torch.empty(width, 1, 3, 3)])
         self.mix = nn.ParameterList([torch.empty(width, width, 1, 1)])
@@ -96,7 +96,7 @@ class Repeated(nn.Module):
         self.register_buffer("waves", waves, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        looks = [*itertools.product(self.turns, [1.0] if self.training else self.sizes)]
+        looks = [*itertools.product(self.turns, [1.0] if self.training else self.zooms)]
         views = [upright(image[0], *look) for look in looks for image in images.numpy()]
         maps = Blur()(torch.from_numpy(np.array([*map(rising, views)])))
         x, read = torch.cat(6 * [maps], dim=1)[:, : len(self.shifts[0])], 0

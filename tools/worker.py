@@ -32,10 +32,10 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def accuracy_by_views(folder: Path, device: str) -> float:
-    """Test accuracy in % of a run's network where it guesses by nine views of each image."""
+def accuracy_by_views(network: nn.Module, device: str) -> float:
+    """Test accuracy in % where the network guesses by nine views of each image."""
     images, labels = (part.to(device) for part in load_mnist(DATA_DIR, train=False))
-    views = AverageOfViews(load_network(folder)[1]).to(device)
+    views = AverageOfViews(network).to(device)
     return evaluate(views, Loader(images, labels, TEST_BATCH_SIZE), nn.CrossEntropyLoss())[1]
 
 
@@ -66,12 +66,11 @@ def train_one(
     with contextlib.redirect_stdout(io.StringIO()):
         resumed = folder if folder.exists() else None
         records = run(experiment, out_dir, resumed=resumed, device=device, quiet=True)
-    views_acc = None if experiment.holdout else accuracy_by_views(folder, device)
     config, (_, network) = read_config(folder), load_network(folder)
     row = key_of(experiment) | {
         "parameters": count_parameters(network),
         **{name: config[name] for name in ("commit", "torch", "device", "threads")},
         "seconds": sum(record["seconds"] for record in records),
-        "views_acc": views_acc,
+        "views_acc": None if experiment.holdout else accuracy_by_views(network, device),
     }
     return row, [key_of(experiment) | record for record in records]
