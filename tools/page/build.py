@@ -40,7 +40,7 @@ ONLY |= {"train": {False}, "max": {None}, "rounding_mode": {None}}  # of dropout
 ONLY |= {"interpolation_mode": {0}, "padding_mode": {0}, "align_corners": {False}}  # grid_sample
 NOTHING = {"dropout", "feature_dropout", "contiguous", "clone"}  # to do for these
 IMAGES = {"alias", "cat", "chunk", "split", "slice"}  # may put images elsewhere in a batch
-ARITHMETIC = dict.fromkeys(("add", "sub", "mul", "div"), "other")
+ARITHMETIC = dict.fromkeys(("add", "sub", "mul", "div", "maximum"), "other")
 ARITHMETIC |= {"pow": "exponent", "clamp": "min"}  # and what torch calls the second number
 STEPS = 2**15 - 1  # a weight is a whole number of 16 bits, times a scale of its channel
 

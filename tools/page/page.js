@@ -343,6 +343,7 @@ const RUN = {
   sub: combine((a, b) => a - b),
   mul: combine((a, b) => a * b),
   div: combine((a, b) => a / b),
+  maximum: combine(Math.max),
   pow: combine(Math.pow),
   clamp: combine(Math.max),
   expand: (layer, maps) =>
