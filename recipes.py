@@ -72,13 +72,12 @@ class Recipe:
                 changes[name] = kinds[name](text)
             except ValueError:
                 changes[name] = text  # which the recipe refuses
-        changes = {name: value for name, value in changes.items() if value != getattr(self, name)}
+        batch_size = replace(self, **changes).batch_size  # which refuses what is beyond its limits
+        # Unless it was set, the average reaches back as many images, whatever the size of a batch.
+        start = replace(self, ema_decay=self.ema_decay ** (batch_size / self.batch_size))
+        changes = {name: value for name, value in changes.items() if value != getattr(start, name)}
         name = "+".join([self.name, *(f"{name}={changes[name]}" for name in sorted(changes))])
-        recipe = replace(self, name=name, **changes)
-        if "ema_decay" in changes:
-            return recipe
-        # The average reaches back as many images, whatever the size of a batch.
-        return replace(recipe, ema_decay=self.ema_decay ** (recipe.batch_size / self.batch_size))
+        return replace(start, name=name, **changes)
 
 
 CLASSIC = Recipe()

@@ -246,6 +246,13 @@ def test_each_variant_lacks_what_it_says() -> None:
     assert names == ["small-batches", "affine", "average", "weight-decay"]
 
 
+def test_the_average_reaches_back_as_many_images_unless_it_is_set() -> None:
+    larger = {"batch_size": 128, "name": "strong+batch_size=128"}
+    assert STRONG.changed(["batch_size=128"]) == replace(STRONG, ema_decay=0.9995**4, **larger)
+    larger["name"] += "+ema_decay=0.9995"  # as in strong, but over four times as many images
+    assert STRONG.changed(["batch_size=128", "ema_decay=0.9995"]) == replace(STRONG, **larger)
+
+
 def test_the_sizes_are_those_of_one_family(results, monkeypatch, capsys) -> None:
     """Parameters by hand: 14 w + w^2 + 11 of w channels."""
     asked: list[Experiment] = []
