@@ -20,8 +20,8 @@ Propagate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 WARM_UP_PASSES = 3  # in which libraries allocate what they may not while a graph is recorded
 
 
-def places_of_generators() -> tuple:
-    """How far the generators on the CPU are that a network may draw from."""
+def states_of_generators() -> tuple:
+    """The states of the generators on the CPU that a network may draw from."""
     return random.getstate(), np.random.get_state()[2], torch.get_rng_state().tolist()
 
 
@@ -30,7 +30,8 @@ class CudaGraph:
 
     Batches of another shape run as before. So does every batch, after a warning, of a network
     that may go another way each time: one that reads a value back from the GPU, or draws random
-    numbers on the CPU. What goes another way because it counts batches is not noticed.
+    numbers on the CPU. A network that goes by a count of batches or epochs is not noticed, and
+    goes the first way each time.
     """
 
     def __init__(self, propagate: Propagate, model: nn.Module) -> None:
@@ -59,12 +60,12 @@ class CudaGraph:
         state = copy.deepcopy(self.model.state_dict())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.random.fork_rng([images.device]), torch.cuda.stream(stream):
-            drawn = places_of_generators()
+            drawn = states_of_generators()
             try:
                 torch.cuda.set_sync_debug_mode("error")  # where a value is read back
                 for _ in range(WARM_UP_PASSES):
                     self.propagate(self.images, self.labels)
-                if drawn != places_of_generators():
+                if drawn != states_of_generators():
                     raise RuntimeError("it draws random numbers on the CPU")
                 with torch.cuda.graph(graph, stream=stream):
                     self.result = self.propagate(self.images, self.labels)

@@ -61,11 +61,11 @@ def read_archive(path: Path) -> Tensor:
 def affine_matrices(
     angle: Tensor, scale: Tensor, shear: Tensor, shift_x: Tensor, shift_y: Tensor
 ) -> Tensor:
-    """Affine transforms (N, 2, 3), as affine_grid takes them, of N angles in radians and so on.
+    """Affine transforms (N, 2, 3), as affine_grid takes them; every argument has N values.
 
     Each leads from a pixel of the result to the place in the image that it is read from, with
-    both axes running from -1 to 1: the inverse of shift * rotation * shear * scale. Shifts are
-    in pixels. The arithmetic is that of torchvision's `affine`.
+    both axes running from -1 to 1: the inverse of shift * rotation * shear * scale. Angles are in
+    radians, shifts in pixels. The arithmetic is that of torchvision's `affine`.
     """
     cos, sin, tan = angle.cos(), angle.sin(), shear.tan()
     to_x = torch.stack([cos - sin * tan, sin + cos * tan], dim=1) / scale[:, None]

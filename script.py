@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 
 def one_line(text: str) -> str:
-    """Text with what is no letter, such as a line break in a file's name, as an escape."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    """Text with what cannot be printed, such as a line break in a file's name, as an escape."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class OneLineError(Exception):

@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     changed = args.recipe != STRONG.name or args.settings or args.holdout
     if (args.ablation or args.sizes) and changed:
-        parser.error("--ablation and --sizes have recipes and held-out images of their own")
+        parser.error("--ablation and --sizes have recipes and images of their own")
     return exit_code("python -m tools.study", study, args)
 
 

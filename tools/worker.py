@@ -67,10 +67,11 @@ def train_one(
         resumed = folder if folder.exists() else None
         records = run(experiment, out_dir, resumed=resumed, device=device, quiet=True)
     config, (_, network) = read_config(folder), load_network(folder)
-    row = key_of(experiment) | {
+    key = key_of(experiment)
+    row = key | {
         "parameters": count_parameters(network),
         **{name: config[name] for name in ("commit", "torch", "device", "threads")},
         "seconds": sum(record["seconds"] for record in records),
         "views_acc": None if experiment.holdout else accuracy_by_views(network, device),
     }
-    return row, [key_of(experiment) | record for record in records]
+    return row, [key | record for record in records]
