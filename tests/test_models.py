@@ -83,9 +83,9 @@ def rising(image: np.ndarray) -> np.ndarray:
 class Repeated(nn.Module):
     """model5 and model6 as described: one block five times, and a discrete cosine transform."""
 
-    def __init__(self, width: int, turns: list[float], zooms: list[float]) -> None:
+    def __init__(self, width: int, zoom: float, looks: list[tuple[int, float]]) -> None:
         super().__init__()
-        self.turns, self.zooms = turns, zooms
+        self.learned_look, self.looks = (0, zoom), looks
         self.scale, self.bias = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(10))
         self.space = nn.ParameterList([torch.empty(width, 1, 3, 3)])
         self.mix = nn.ParameterList([torch.empty(width, width, 1, 1)])
@@ -96,7 +96,7 @@ class Repeated(nn.Module):
         self.register_buffer("waves", waves, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        looks = [*itertools.product(self.turns, [1.0] if self.training else self.zooms)]
+        looks = [self.learned_look] if self.training else self.looks
         views = [upright(image[0], *look) for look in looks for image in images.numpy()]
         maps = Blur()(torch.from_numpy(np.array([*map(rising, views)])))
         x, read = torch.cat(6 * [maps], dim=1)[:, : len(self.shifts[0])], 0
@@ -166,8 +166,8 @@ def described(name: str) -> nn.Sequential:
             nn.Dropout(0.05),
             nn.Linear(37, 10),
         ],
-        "model5": [Repeated(54, [-7, 7], [1.07, 0.93])],
-        "model6": [Repeated(25, [0], [1])],
+        "model5": [Repeated(54, 1.2, [*itertools.product([-7, 7], [1.28, 1.12])])],
+        "model6": [Repeated(25, 1, [(0, 1)])],
     }
     return nn.Sequential(*layers[name], nn.Flatten())
 
