@@ -206,7 +206,7 @@ def ablation_table(records: pd.DataFrame) -> str:
 def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
     """Test accuracy by epoch, each seed faint, the mean bold: attempts with `fewest` seeds."""
     runs = epochs.query("recipe == @RECIPE and holdout == 0")
-    runs = runs[~runs["model"].str.contains("-")]
+    runs = runs[runs["model"].isin(attempts())]
     runs = runs.pivot(index=["model", "epoch"], columns="seed", values="acc").groupby("model")
     tables = {name: table.droplevel("model").dropna(axis=1) for name, table in runs}
     tables = {name: table for name, table in tables.items() if table.shape[1] >= fewest}
