@@ -31,11 +31,11 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor, nn
 
-from attempts import attempts, load_network
+from cli import Parser, UsageError, exit_code, whole_number
+from files import regular_file
 from ink import KEPT_SIZE, TOUCHING, WORKING_SIZE, find_parts, group, inks, open_picture
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
-from run_folder import ROOT
-from script import Parser, UsageError, exit_code, one_line, regular_file, whole_number
+from networks import ROOT, list_models, load_model
 
 DEFAULT_MODEL = "model4"
 WEIGHTS_DIR = ROOT / "weights"
@@ -222,7 +222,7 @@ def trained_network(model: str | None, weights: str | Path | None, tta: bool) ->
             train = f"train {model} (python train.py --model {model})"
             then = f"--weights runs/{model}-strong-seed42/weights.pt"
             raise UsageError(f"{weights} is not there; {train}, then predict with {then}")
-    _, network = load_network(Path(weights), model)
+    _, network = load_model(Path(weights), model)
     return AverageOfViews(network) if tta else network
 
 
@@ -265,7 +265,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         best, *others = (f"{100 * guess['confidence']:.1f} %" for guess in least["top"])
         others = (f"{guess['digit']} ({text})" for guess, text in zip(least["top"][1:], others))
         sure = best if least["sure"] else f"{best}, unsure"
-        cells.append([one_line(row["file"]).replace("|", "\\|"), text, sure, ", ".join(others)])
+        cells.append([row["file"].replace("|", "\\|"), text, sure, ", ".join(others)])
     w, x, y, z = (max(len(line[column]) for line in cells) for column in range(4))
     lines = [f"| {a:{w}} | {b:>{x}} | {c:>{y}} | {d:{z}} |" for a, b, c, d in cells]
     lines.insert(1, f"| {'-' * w} | {'-' * (x - 1)}: | {'-' * (y - 1)}: | {'-' * z} |")
@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("predict.py", __doc__)
     add = parser.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE", help="with a digit or several")
-    add("--model", choices=attempts(), help=f"the network (default: {DEFAULT_MODEL})")
+    add("--model", choices=list_models(), help=f"the network (default: {DEFAULT_MODEL})")
     add("--weights", type=Path, metavar="FILE", help="default: weights/MODEL.pt")
     add("--top", type=whole_number(1, 10), default=2, metavar="N", help="guesses (default: 2)")
     add("--tta", action="store_true", help="average the guesses on nine views of each picture")

@@ -19,9 +19,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 import train
+from cli import UsageError
 from mnist import DATA_DIR, AverageOfViews, Loader, augment, draw_transforms, load_mnist
 from recipes import CLASSIC, Experiment
-from script import UsageError
 
 STILL = dataclasses.replace(CLASSIC, rotation=0.0)
 GENERAL = dataclasses.replace(

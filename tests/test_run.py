@@ -14,10 +14,10 @@ from torch import nn
 
 import run_folder
 import train
-from attempts import load_network
+from challenges import verdict
 from mnist import Loader
+from networks import load_model
 from recipes import CLASSIC, STRONG, Experiment
-from run_folder import verdict
 
 ONE_EPOCH, TWO_EPOCHS = (replace(CLASSIC, epochs=epochs) for epochs in (1, 2))
 
@@ -161,7 +161,7 @@ def test_run_folder(small_mnist: dict, tmp_path: Path) -> None:
     for row, record in zip(rows(folder), records, strict=True):
         assert [float(row[key]) for key in keys] == [record[key] for key in keys]
 
-    fits, model = load_network(folder)
+    fits, model = load_model(folder)
     loader = Loader(*(part[-100:] for part in small_mnist["train"]), train.TEST_BATCH_SIZE)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     result = train.evaluate(model, loader, criterion)
@@ -173,7 +173,7 @@ def test_a_network_of_other_sizes_is_recorded_and_read_as_such(small_mnist, tmp_
     train.run(experiment, tmp_path, device="cpu", quiet=True)
     folder = only_folder(tmp_path)
     assert folder.name == "model4-1046-classic-seed42"
-    name, network = load_network(folder)
+    name, network = load_model(folder)
     assert name == "model4" and network.stem[0].out_channels == 4
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 import mnist
 import train
-from attempts import build_network
 from mnist import Loader
+from networks import get_model
 from recipes import CLASSIC, STRONG
-from train import Learner
+from train import Trainer
 
 SMOOTHING = 0.02
 
@@ -48,7 +48,7 @@ def smoothed_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 def test_learning_rate_after_each_epoch_is_the_published_one() -> None:
     with Path(__file__).with_name("published_epochs.csv").open(newline="") as file:
         published = [row["lr"] for row in csv.DictReader(file) if row["model"] == "model3"]
-    optimizer, scheduler = train.build_optimizer(build_network("model3"), CLASSIC, 469)
+    optimizer, scheduler = train.build_optimizer(get_model("model3"), CLASSIC, 469)
     column = []
     for _ in range(15):
         for _ in range(469):
@@ -62,7 +62,7 @@ def test_learning_rate_after_each_epoch_is_the_published_one() -> None:
 def test_shortest_schedules_end_low(steps: int) -> None:
     """A dry run has one batch per epoch: the learning rate must rise and fall in a few steps."""
     recipe = dataclasses.replace(CLASSIC, epochs=steps)
-    optimizer, scheduler = train.build_optimizer(build_network("model3"), recipe, 1)
+    optimizer, scheduler = train.build_optimizer(get_model("model3"), recipe, 1)
     rates = []
     for _ in range(steps):
         rates.extend(scheduler.get_last_lr())
@@ -74,7 +74,7 @@ def test_shortest_schedules_end_low(steps: int) -> None:
 @pytest.mark.parametrize("epochs", [2, 3, 5, 15, 20, 45])
 def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
     recipe = dataclasses.replace(STRONG, epochs=epochs)
-    optimizer, scheduler = train.build_optimizer(build_network("model3"), recipe, 100)
+    optimizer, scheduler = train.build_optimizer(get_model("model3"), recipe, 100)
     falls = []
     for _ in range(epochs):
         rates = []
@@ -90,17 +90,17 @@ def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None
 
 def test_the_average_moves_once_what_two_layers_share() -> None:
     layer = nn.Linear(3, 3)
-    learner = Learner(nn.Sequential(layer, layer), STRONG, 10)
-    before = learner.ema[0].weight.detach().clone()
+    trainer = Trainer(nn.Sequential(layer, layer), STRONG, 10)
+    before = trainer.ema[0].weight.detach().clone()
     with torch.no_grad():
         layer.weight += 1
-    learner.update_ema()
+    trainer.update_ema()
     expected = before + 1 - STRONG.ema_decay
-    torch.testing.assert_close(learner.ema[1].weight.detach(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(trainer.ema[1].weight.detach(), expected, rtol=0, atol=1e-6)
 
 
 def test_strong_decays_filters_and_matrices_only() -> None:
-    model = build_network("model3")
+    model = get_model("model3")
     optimizer, _ = train.build_optimizer(model, STRONG, 1)
     decay = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
@@ -118,9 +118,9 @@ def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
     recipe = dataclasses.replace(CLASSIC, epochs=2, batch_size=8, max_lr=0.003, ema_decay=0.7)
     images, labels = (part[:20] for part in mnist["train"])
     loader, model = Loader(images, labels, 8, recipe), linear_model()
-    learner = Learner(model, recipe, len(loader))
+    trainer = Trainer(model, recipe, len(loader))
     # A small one would not be seen below.
-    assert all(group["weight_decay"] == 0 for group in learner.optimizer.param_groups)
+    assert all(group["weight_decay"] == 0 for group in trainer.optimizer.param_groups)
     matrix = matrix_of(model)
     average, velocity, step, last = matrix, np.zeros_like(matrix), 0, 5
     peak = 0.2 * 6 - 1  # the step of the highest learning rate, counted from 0
@@ -141,10 +141,10 @@ def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
             matrix = matrix - rate * (gradient + 0.9 * velocity)
             average = matrix if epoch == 1 else 0.7 * average + 0.3 * matrix
             step += 1
-        result = train.train_one_epoch(learner, loader)
+        result = train.train_one_epoch(trainer, loader)
         assert result == pytest.approx((np.mean(losses), 100 * correct / 20), rel=1e-4)
-        np.testing.assert_allclose(matrix_of(learner.model), matrix, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(matrix_of(learner.ema), average, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(trainer.model), matrix, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(trainer.ema), average, rtol=0, atol=1e-6)
 
 
 def test_evaluation_agrees_with_a_hand_computation(mnist: dict) -> None:
@@ -177,11 +177,11 @@ def test_training_comes_to_the_losses_on_file(
     loader, _ = train.build_loaders(train.Experiment(name, recipe), torch.device("cpu"))
     loader.images, loader.labels = loader.images[:128], loader.labels[:128]
     torch.manual_seed(42)
-    learner = Learner(build_network(name).double(), recipe, len(loader))
+    trainer = Trainer(get_model(name).double(), recipe, len(loader))
     found = []
     for loader.epoch in (1, 2):
-        found.append(train.train_one_epoch(learner, loader)[0])
-    found.append(sum(weights.abs().sum().item() for weights in learner.ema.parameters()))
+        found.append(train.train_one_epoch(trainer, loader)[0])
+    found.append(sum(weights.abs().sum().item() for weights in trainer.ema.parameters()))
     with Path(__file__).with_name("training_losses.csv").open(newline="") as file:
         on_file = {(row[0], row[1]): row[2:] for row in csv.reader(file)}
     assert found == pytest.approx([float(x) for x in on_file[name, recipe.name]], abs=1e-3)

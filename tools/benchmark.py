@@ -32,12 +32,14 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
-from attempts import attempts, build_network
+from cli import Parser, RunError, exit_code, whole_number
+from device import reuse_freed_memory, select_device
+from files import write_atomically
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Loader, load_mnist
+from networks import ROOT, get_model, list_models
+from provenance import describe
 from recipes import RECIPES, Recipe
-from run_folder import ROOT, describe, write_atomically
-from script import Parser, RunError, exit_code, whole_number
-from train import Learner, reuse_freed_memory, select_device, train_one_epoch
+from train import Trainer, train_one_epoch
 
 RECORD, DOCUMENT = ROOT / "results" / "benchmark.json", ROOT / "results" / "README.md"
 ALL_IMAGES, TRIAL_IMAGES, WARM_UP_IMAGES = 60_000, 10_000, 2_000
@@ -68,7 +70,7 @@ def usual_way(name: str, recipe: Recipe, device: torch.device, workers: int) -> 
     steps = [augment, transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
     transform = transforms.Compose(steps)
     dataset = datasets.MNIST(DATA_DIR, transform=transform, download=True)  # unpacks the archives
-    model = build_network(name).to(device)
+    model = get_model(name).to(device)
     sgd = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": True}
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.max_lr, **sgd)
     scheduler = OneCycleLR(optimizer, recipe.max_lr, total_steps=1_000_000)
@@ -101,12 +103,12 @@ def this_repository(name: str, recipe: Recipe, device: torch.device) -> Epoch:
     """What train.py does in an epoch that averages."""
     reuse_freed_memory()
     images, labels = (part.to(device) for part in load_mnist(DATA_DIR, train=True))
-    learner = Learner(build_network(name).to(device), recipe, ALL_IMAGES)  # more than will be taken
+    trainer = Trainer(get_model(name).to(device), recipe, ALL_IMAGES)  # more than will be taken
 
     def epoch(count: int) -> None:
         loader = Loader(images[:count], labels[:count], recipe.batch_size, recipe)
         loader.epoch = recipe.epochs  # the last: if any averages, it does
-        train_one_epoch(learner, loader)
+        train_one_epoch(trainer, loader)
 
     return epoch
 
@@ -148,7 +150,7 @@ def alone(name: str, way: Way, threads: int, images: int, copies: int = 1) -> Me
 def measure(what: What, images: int, rounds: int) -> dict[str, Any]:
     """All that is known of a network and a recipe on this machine, raw, round by round."""
     (model, recipe, device), threads = what, torch.get_num_threads()
-    found = describe(device) | {"model": model, "recipe": recipe.name}
+    found = describe(device, model) | {"model": model, "recipe": recipe.name}
     where = f"{threads} threads" if device.type == "cpu" else device.type
     found["machine"] = f"{found['device_name'] or processor()}, {where}"
     few, trials = min(images, TRIAL_IMAGES), []
@@ -234,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = Parser("python -m tools.benchmark", __doc__)
     add, default = parser.add_argument, "default: %(default)s"
-    add("--model", choices=attempts(), default="model3", help=default)
+    add("--model", choices=list_models(), default="model3", help=default)
     add("--recipe", choices=[*RECIPES], help="default: strong, then classic")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=default)
     add("--rounds", type=whole_number(0, 100), default=3, help=default)

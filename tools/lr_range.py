@@ -17,27 +17,29 @@ import torch
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
-from attempts import attempts, build_network
+from cli import Parser, RunError, exit_code
+from curves import png
+from device import select_device
+from files import write_atomically
 from mnist import Loader
+from networks import get_model, list_models
 from recipes import RECIPES, Experiment, add_settings
-from run_folder import png, write_atomically
-from script import Parser, RunError, exit_code
-from train import Learner, build_loaders, select_device
+from train import Trainer, build_loaders
 
 RATES = np.geomspace(1e-4, 10, 300)  # one a batch
 EXPLODED = 2  # times the first loss, that of guessing
 SMOOTHING = 15  # batches, a quarter of a decade: the standard deviation of a Gaussian
 
 
-def range_test(learner: Learner, loader: Loader) -> list[float]:
+def range_test(trainer: Trainer, loader: Loader) -> list[float]:
     """The loss of a batch at each of RATES, until it explodes."""
     losses: list[float] = []
     batches = chain.from_iterable(repeat(loader))  # the same ones again after an epoch
-    learner.model.train()
+    trainer.model.train()
     for rate, batch in zip(RATES.tolist(), batches):
-        for group in learner.optimizer.param_groups:
+        for group in trainer.optimizer.param_groups:
             group["lr"] = rate
-        losses.append(learner.step(*batch)[0].item())
+        losses.append(trainer.step(*batch)[0].item())
         if not losses[-1] < EXPLODED * losses[0]:
             return losses[:-1]
     return losses
@@ -62,8 +64,8 @@ def draw(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     loader, _ = build_loaders(Experiment(args.model, recipe, holdout=10_000), device)  # no test set
     torch.manual_seed(loader.seed)
-    learner = Learner(build_network(args.model).to(device), recipe, len(loader))
-    losses = range_test(learner, loader)
+    trainer = Trainer(get_model(args.model).to(device), recipe, len(loader))
+    losses = range_test(trainer, loader)
     smooth = gaussian_filter1d(losses, SMOOTHING, mode="nearest") if losses else np.zeros(1)
     lowest = smooth.argmin()
     if lowest == 0:
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = Parser("python -m tools.lr_range", __doc__)
     add = parser.add_argument
-    add("--model", choices=attempts(), default="model3", help="default: %(default)s")
+    add("--model", choices=list_models(), default="model3", help="default: %(default)s")
     add_settings(parser)
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
     return exit_code(parser.prog, draw, parser.parse_args(argv))

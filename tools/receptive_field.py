@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attempts import attempts, build_network, count_parameters
+from cli import Parser, RunError, exit_code
+from files import write_atomically
 from mnist import IMAGE_SIZE
-from run_folder import ROOT, write_atomically
-from script import Parser, RunError, exit_code
+from networks import ROOT, count_parameters, get_model, list_models
 from tools.trace import Step, trace
 
 RF_MD = ROOT / "RF.md"
@@ -139,7 +139,7 @@ def measured_fields(steps: list[Step]) -> Iterator[str]:
 def table(name: str) -> str:
     """The Markdown section of one model: a row for the input and for each layer."""
     torch.manual_seed(0)
-    model, images = build_network(name), torch.randn(8, 1, IMAGE_SIZE, IMAGE_SIZE)
+    model, images = get_model(name), torch.randn(8, 1, IMAGE_SIZE, IMAGE_SIZE)
     steps = trace(model, images)
     known, measured = layers(steps), ["", *measured_fields(steps)]
     row = "| {:22} | {:9} | {:12} | {:>4} | {:>4} | {:>8} |".format
@@ -163,10 +163,10 @@ def table(name: str) -> str:
 def update(args: argparse.Namespace) -> None:
     """Write RF.md, or with `args.check` raise RunError where it is not as it has to be."""
     before = RF_MD.read_text(encoding="utf-8")
-    content = "\n".join([before.partition("\n## ")[0], *map(table, attempts())])
+    content = "\n".join([before.partition("\n## ")[0], *map(table, list_models())])
     if not args.check:
         write_atomically(RF_MD, content.encode())
-        print(f"{RF_MD.name} written: {len(attempts())} models")
+        print(f"{RF_MD.name} written: {len(list_models())} models")
     elif before != content:
         raise RunError(f"{RF_MD.name} is stale; run python -m tools.receptive_field")
 

@@ -24,11 +24,12 @@ from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 from torchvision.utils import make_grid
 
-from attempts import load_network
+from cli import Parser, UsageError, exit_code
+from curves import png
+from files import write_atomically
 from mnist import DATA_DIR, STD, Loader, load_mnist, normalize
+from networks import load_model
 from predict import classify
-from run_folder import png, write_atomically
-from script import Parser, UsageError, exit_code
 from tools.receptive_field import layers
 from tools.trace import trace
 
@@ -230,7 +231,7 @@ def grad_cam(model: nn.Module, images: Tensor, layer: str | None) -> tuple[str, 
 
 def report(args: argparse.Namespace) -> None:
     """Write the pictures and print where they are."""
-    name, model = load_network(args.path)
+    name, model = load_model(args.path)
     out = args.out or (args.path if args.path.is_dir() else args.path.parent)
     out.mkdir(parents=True, exist_ok=True)
     images, labels = load_mnist(args.data_dir, train=False)

@@ -28,13 +28,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attempts import attempts, build_network
+from cli import Parser, RunError, UsageError, exit_code, whole_number
+from device import select_device
+from networks import get_model, list_models
 from recipes import CLASSIC, RECIPES, STRONG, Experiment, Recipe, add_settings
-from run_folder import LAST_EPOCHS, EpochRecord
-from script import Parser, RunError, UsageError, exit_code, whole_number
+from run_folder import EpochRecord
 from tools import tables
 from tools.worker import end_with_parent, key_of, train_one
-from train import select_device
 
 MOST_SEEDS = 10_000
 CONNECT_SECONDS = 10  # for the scheduler of a cluster to answer
@@ -117,7 +117,7 @@ def train_all(
                 reason = str(error).partition("\n")[0]
                 print(f"{name}: {type(error).__name__}: {reason}", file=sys.stderr)
             else:
-                last = [record["acc"] for record in records[-LAST_EPOCHS:]]
+                last = [record["acc"] for record in records[-5:]]
                 lowest = f"{min(last):.2f} % or more in the last {len(last)}"
                 print(f"{name}: {last[-1]:.2f} % at the last epoch, {lowest}", flush=True)
     if failed:
@@ -153,7 +153,7 @@ def jobs(args: argparse.Namespace) -> tuple[str, list[Experiment]]:
         ]
     if not args.seeds:
         raise UsageError("which seeds? Add them, as in --seeds 0-19")
-    names = attempts() if args.model == "all" else [args.model]
+    names = list_models() if args.model == "all" else [args.model]
     pairs = itertools.product(args.seeds, names)
     table = "ablation" if args.holdout else "seeds"
     return table, [Experiment(name, recipe, seed, args.holdout) for seed, name in pairs]
@@ -169,7 +169,7 @@ def study(args: argparse.Namespace) -> None:
     runs = tables.read(results, "runs.csv")[tables.KEY]
     done = [] if args.again else runs.to_dict("records")
     for name in {one.model for one in experiments}:
-        build_network(name)  # here, where one that cannot be ends the study
+        get_model(name)  # here, where one that cannot be ends the study
     todo = [one for one in experiments if key_of(one) not in done]
     print(f"{len(experiments) - len(todo)} of {len(experiments)} runs are on record", flush=True)
     try:
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser, default = Parser("python -m tools.study", __doc__), "default: %(default)s"
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
-    what.add_argument("--model", choices=[*attempts(), "all"], default="model3", help=default)
+    what.add_argument("--model", choices=[*list_models(), "all"], default="model3", help=default)
     what.add_argument("--ablation", action="store_true", help="take parts out of the recipe strong")
     what.add_argument("--sizes", action="store_true", help="train other widths of model6")
     add_settings(parser)

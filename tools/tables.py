@@ -16,9 +16,12 @@ from string import ascii_uppercase
 from typing import Any
 
 import run_folder
-from attempts import attempts
-from run_folder import LAST_EPOCHS, MAX_EPOCHS, MAX_PARAMETERS, MIN_ACCURACY, ROOT, EpochRecord
-from script import Parser, UsageError, exit_code
+import train
+from cli import Parser, UsageError, exit_code
+from curves import png
+from files import write_atomically
+from networks import ROOT, list_models
+from run_folder import EpochRecord
 
 try:
     import pandas as pd
@@ -29,6 +32,7 @@ except ImportError as error:
     print(f"error: {error}; run: pip install -r requirements-dev.txt", file=sys.stderr)
     sys.exit(2)
 
+MAX_PARAMETERS, MAX_EPOCHS, MIN_ACCURACY, LAST_EPOCHS = 8_000, 15, 99.4, 5
 RESULTS, README = ROOT / "results", ROOT / "README.md"
 KEY = ["model", "recipe", "seed", "holdout"]  # names a run
 MADE_BY = ["commit", "torch", "device", "threads", "seconds"]
@@ -60,7 +64,7 @@ def keep_record(row: dict[str, Any], epochs: list[EpochRecord], results: Path = 
             table = pd.concat([old[(old[KEY] != new[KEY].iloc[0]).any(axis=1)], new])
             table = table.sort_values([key for key in (*KEY, "epoch") if key in table])
             content = table.to_csv(index=False, lineterminator="\n")
-            run_folder.write_atomically(results / name, content.encode())
+            write_atomically(results / name, content.encode())
 
 
 def read_epochs(results: Path = RESULTS) -> pd.DataFrame:
@@ -147,7 +151,7 @@ def under_one_recipe(runs: pd.DataFrame) -> pd.DataFrame:
 def attempts_table(tested: pd.DataFrame) -> str:
     """A row for each modelX.py, under one recipe; "-" where none is on record."""
     found = summary(under_one_recipe(tested)).drop_duplicates("model", keep="last")
-    table = found.set_index("model").reindex(attempts()).astype(object).fillna("-")
+    table = found.set_index("model").reindex(list_models()).astype(object).fillna("-")
     table["attempt"] = [f"[{name}]({name}.py)" for name in table.index]
     titles = ["attempt", "recipe", "parameters", "seeds", "last epoch, mean ± (95 %)", "min"]
     return markdown(table[[*titles, CHALLENGE]], 2)
@@ -172,12 +176,12 @@ def epochs_tables(epochs: pd.DataFrame) -> str:
     """One run of each network, seed 42, epoch by epoch, as train.py prints it."""
     runs = under_one_recipe(epochs.query("seed == 42 and holdout == 0"))
     lines = []
-    for name in attempts():
+    for name in list_models():
         rows = runs[runs["model"] == name]
         if rows.empty:
             continue
-        lines += [f"### {name}, {''.join(rows['recipe'].unique())}", "", run_folder.table_header(0)]
-        lines += [*map(run_folder.table_row, rows.to_dict("records")), ""]
+        lines += [f"### {name}, {''.join(rows['recipe'].unique())}", "", train.table_header(0)]
+        lines += [*map(train.table_row, rows.to_dict("records")), ""]
     return "\n".join(lines[:-1])
 
 
@@ -206,7 +210,7 @@ def ablation_table(records: pd.DataFrame) -> str:
 def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
     """Test accuracy by epoch, each seed faint, the mean bold: attempts with `fewest` seeds."""
     runs = epochs.query("recipe == @RECIPE and holdout == 0")
-    runs = runs[runs["model"].isin(attempts())]
+    runs = runs[runs["model"].isin(list_models())]
     runs = runs.pivot(index=["model", "epoch"], columns="seed", values="acc").groupby("model")
     tables = {name: table.droplevel("model").dropna(axis=1) for name, table in runs}
     tables = {name: table for name, table in tables.items() if table.shape[1] >= fewest}
@@ -223,7 +227,7 @@ def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
         low = min(98.6, table.tail(LAST_EPOCHS).min(axis=None))
         axis.set(xlabel="epoch", xticks=table.index[::2], ylim=(low, 99.75))
         axis.spines[["top", "right"]].set_visible(False)
-    return run_folder.png(figure)
+    return png(figure)
 
 
 def plot_frontier(records: pd.DataFrame) -> bytes:
@@ -234,7 +238,7 @@ def plot_frontier(records: pd.DataFrame) -> bytes:
     axes.axvline(MAX_PARAMETERS, color="gray", linewidth=1)
     runs = under_one_recipe(records.query("holdout == 0"))
     # Former attempts share a prefix, and no design: each is a family of its own.
-    families = runs["base"].where(runs["base"].isin(attempts()), runs["model"])
+    families = runs["base"].where(runs["base"].isin(list_models()), runs["model"])
     for number, (base, found) in enumerate(runs.groupby(families)):
         last, color = found.groupby("parameters")["acc"].agg(["mean", "min", "max"]), f"C{number}"
         name = f"{base} and other sizes" if len(last) > 1 else base
@@ -252,7 +256,7 @@ def plot_frontier(records: pd.DataFrame) -> bytes:
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return run_folder.png(figure)
+    return png(figure)
 
 
 # ------------------------------------------------------------------------------ documents
@@ -267,7 +271,7 @@ def write_tables(path: Path, tables: dict[str, str]) -> None:
         text, found = re.subn(f"{start}.*?{end}", lambda _, made=made: made, text, flags=re.S)
         if not found:
             raise UsageError(f"{path}: no {start} followed by {end}; put them back")
-    run_folder.write_atomically(path, text.encode())
+    write_atomically(path, text.encode())
 
 
 def documents(records: pd.DataFrame, epochs: pd.DataFrame) -> dict[Path, dict[str, str]]:
@@ -297,8 +301,8 @@ def update() -> dict[str, str]:
         made = documents(records, epochs)
         for path, tables in made.items():
             write_tables(path, tables)
-        run_folder.write_atomically(RESULTS / "seeds.png", plot_seeds(epochs))
-        run_folder.write_atomically(RESULTS / "frontier.png", plot_frontier(records))
+        write_atomically(RESULTS / "seeds.png", plot_seeds(epochs))
+        write_atomically(RESULTS / "frontier.png", plot_frontier(records))
     return made[RESULTS / "README.md"]
 
 

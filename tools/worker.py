@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from attempts import count_parameters, load_network
 from mnist import DATA_DIR, AverageOfViews, Loader, load_mnist
+from networks import ROOT, count_parameters, load_model
+from provenance import describe
 from recipes import Experiment
-from run_folder import ROOT, EpochRecord, describe, read_config
+from run_folder import EpochRecord, read_config
 from train import TEST_BATCH_SIZE, evaluate, run
 
 
@@ -58,15 +59,15 @@ def train_one(
     folder = out_dir / experiment.name
     if folder.exists():
         begun = read_config(folder) if (folder / "config.json").exists() else {}
-        here = describe(torch.device(device))
-        now = asdict(experiment) | {name: here[name] for name in ("code", "torch", "device")}
+        here = describe(torch.device(device), experiment.model)
+        now = asdict(experiment) | {name: here[name] for name in ("commit", "torch", "device")}
         is_finished = (folder / "weights.pt").exists()
         if not now.items() <= begun.items() or (again and is_finished):
             shutil.rmtree(folder)
     with contextlib.redirect_stdout(io.StringIO()):
         resumed = folder if folder.exists() else None
         records = run(experiment, out_dir, resumed=resumed, device=device, quiet=True)
-    config, (_, network) = read_config(folder), load_network(folder)
+    config, (_, network) = read_config(folder), load_model(folder)
     key = key_of(experiment)
     row = key | {
         "parameters": count_parameters(network),
