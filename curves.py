@@ -1,10 +1,32 @@
-"""The curves of a run: accuracy, loss and learning rate by epoch."""
+"""The log of a run: the table that is printed, and the curves by epoch."""
 
 import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # its import takes half a second, and is needed at the end of a run only
     from matplotlib.figure import Figure
+
+
+COLUMNS = (  # title, key in a record, format; "Test" is "Val" with a validation split
+    ("Epoch", "epoch", "d"),
+    ("Train Acc (%)", "train_acc", ".2f"),
+    ("    LR", "lr", ".4f"),
+    ("Test Loss", "loss", ".4f"),
+    ("Test Acc (%)", "acc", ".2f"),
+    ("Time (s)", "seconds", ".1f"),
+)
+
+
+def table_header(holdout: int) -> str:
+    """The two lines above the rows of the Markdown table."""
+    titles = [title.replace("Test", " Val" if holdout else "Test") for title, _, _ in COLUMNS]
+    return f"| {' | '.join(titles)} |\n| {' | '.join('-' * (len(t) - 1) + ':' for t in titles)} |"
+
+
+def table_row(record: dict[str, Any]) -> str:
+    """One epoch as a row under `table_header`."""
+    cells = [f"{record[key]:{len(title)}{form}}" for title, key, form in COLUMNS]
+    return f"| {' | '.join(cells)} |"
 
 
 def png(figure: "Figure") -> bytes:

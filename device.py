@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cli import UsageError
@@ -31,6 +31,15 @@ def reuse_freed_memory() -> None:
         m_trim_threshold, m_mmap_threshold = -1, -3  # see mallopt(3)
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 32 << 20)  # bytes: the maximum
         ctypes.CDLL(None).mallopt(m_trim_threshold, 1 << 30)
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Moves a model to `device`, and keeps its memory format except on MPS.
+
+    There, the backward pass of BatchNorm2d in channels-last is wrong (pytorch issue 134580).
+    """
+    layout = torch.contiguous_format if device.type == "mps" else torch.preserve_format
+    return model.to(device, memory_format=layout)
 
 
 class NoDropout(TorchFunctionMode):

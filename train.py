@@ -40,8 +40,8 @@ import run_folder
 from challenges import CHALLENGES, Challenge, verdict
 from cli import Parser, RunError, UsageError, exit_code, whole_number
 from cuda_graph import CudaGraph
-from curves import plot_curves
-from device import reuse_freed_memory, select_device, verified
+from curves import plot_curves, table_header, table_row
+from device import reuse_freed_memory, select_device, to_device, verified
 from files import write_atomically, write_state
 from mnist import DATA_DIR, Augmentation, AverageOfViews, Loader, load_mnist, mix_seed
 from networks import count_parameters, get_model, list_models, load_model, summarize
@@ -243,26 +243,25 @@ def train_and_evaluate(
 
 # ---------------------------------------------------------------------------------- run
 
-COLUMNS = (  # title, key in a record, format; "Test" is "Val" with a validation split
-    ("Epoch", "epoch", "d"),
-    ("Train Acc (%)", "train_acc", ".2f"),
-    ("    LR", "lr", ".4f"),
-    ("Test Loss", "loss", ".4f"),
-    ("Test Acc (%)", "acc", ".2f"),
-    ("Time (s)", "seconds", ".1f"),
-)
 
+def build_trainer(
+    experiment: Experiment, device: str, data_dir: Path, dry_run: bool
+) -> tuple[Trainer, Loader, Loader]:
+    """Builds the trainer and the loaders of an experiment, on the device of that name."""
+    reuse_freed_memory()
+    target = select_device(device)
+    loaders = build_loaders(experiment, target, data_dir, dry_run)
+    torch.manual_seed(experiment.seed)
+    model = get_model(experiment.model, **experiment.sizes)
 
-def table_header(holdout: int) -> str:
-    """The two lines above the rows of the Markdown table."""
-    titles = [title.replace("Test", " Val" if holdout else "Test") for title, _, _ in COLUMNS]
-    return f"| {' | '.join(titles)} |\n| {' | '.join('-' * (len(t) - 1) + ':' for t in titles)} |"
+    def trainer_on(where: torch.device) -> Trainer:
+        return Trainer(to_device(copy.deepcopy(model), where), experiment.recipe, len(loaders[0]))
 
-
-def table_row(record: EpochRecord) -> str:
-    """One epoch as a row under `table_header`."""
-    cells = [f"{record[key]:{len(title)}{form}}" for title, key, form in COLUMNS]
-    return f"| {' | '.join(cells)} |"
+    if target.type == "mps":
+        trainers = map(trainer_on, (torch.device("cpu"), target))
+        target = verified(target, device, trainers, next(iter(loaders[0])))
+        loaders = build_loaders(experiment, target, data_dir, dry_run)
+    return trainer_on(target), *loaders
 
 
 def run(
@@ -284,16 +283,8 @@ def run(
     """
     begin = time.perf_counter()
     recipe, holdout, name = experiment.recipe, experiment.holdout, experiment.name
-    reuse_freed_memory()
-    target = select_device(device)
-    loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
-    torch.manual_seed(experiment.seed)
-    model = get_model(experiment.model, **experiment.sizes)
-    if target.type == "mps":
-        trainers = (Trainer(copy.deepcopy(model).to(where), recipe, 1) for where in ("cpu", target))
-        target = verified(target, device, trainers, next(iter(loader)))
-        loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
-    trainer = Trainer(model.to(target), recipe, len(loader))
+    trainer, loader, test_loader = build_trainer(experiment, device, data_dir, dry_run)
+    target = loader.labels.device
     place = {"challenge": challenge.name, "data_dir": str(data_dir.resolve())}
     config = asdict(experiment) | place | describe(target, experiment.model)
     folder = resumed or run_folder.new_run_folder(out_dir, name, config)
@@ -301,7 +292,7 @@ def run(
         records = run_folder.load_checkpoint(folder, trainer)
         if not quiet:
             print(f"{name}, device {target}, torch {torch.__version__}")
-            print(summarize(model))
+            print(summarize(trainer.model))
             print("\n".join(["", table_header(holdout), *map(table_row, records)]), flush=True)
         done = len(records)
         show_bar = not quiet and sys.stdout.isatty() and sys.stderr.isatty()
@@ -315,7 +306,7 @@ def run(
         curves = plot_curves(records, split, name, challenge.accuracy)
         write_atomically(folder / "curves.png", curves)
         write_state(folder / "weights.pt", trainer.ema.state_dict())
-    result = verdict(challenge, count_parameters(model), records, holdout)
+    result = verdict(challenge, count_parameters(trainer.model), records, holdout)
     print(f"\n{name}: {'dry run, not judged' if dry_run else result}")
     trained = sum(record["seconds"] for record in records[done:])
     print(f"{trained:.0f} s of training, {time.perf_counter() - begin:.0f} s in all")
@@ -377,7 +368,7 @@ def print_evaluation(args: argparse.Namespace) -> None:
     images, labels = load_mnist(args.data_dir or DATA_DIR, train=False)
     loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    model = (AverageOfViews(model) if args.tta else model).to(device)
+    model = to_device(AverageOfViews(model) if args.tta else model, device)
     loss, accuracy = evaluate(model, loader, criterion)
     views = ", mean of nine views" if args.tta else ""
     print(f"{name}{views}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
@@ -390,9 +381,8 @@ def options() -> Parser:
     add = parser.add_argument
     add("--model", choices=[*list_models(), "all"], help="default: model3")
     add_settings(parser)
-    seed = "of every random draw (default: %(default)s)"
-    add("--seed", type=whole_number(0, 2**32 - 1), default=42, help=seed, **n)
-    challenge = "of the verdict (default: %(default)s)"
+    add("--seed", type=whole_number(0, 2**32 - 1), default=42, help="default: %(default)s", **n)
+    challenge = "that the verdict is about (default: %(default)s)"
     add("--challenge", choices=[*CHALLENGES], default="8k", help=challenge)
     device = "default: %(default)s, the first available of cuda, mps and cpu"
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=device)
