@@ -59,12 +59,13 @@ def build_loaders(
 ) -> tuple[Loader, Loader]:
     """Loaders of the training images, shuffled and augmented, and of the test or validation images.
 
-    UsageError where one of them would be empty. A dry run has one batch of each.
+    UsageError where too few images are left for training. A dry run has one batch of each.
     """
     recipe, holdout = experiment.recipe, experiment.holdout
     images, labels = load_mnist(data_dir, train=True, download=not dry_run)
-    if holdout >= len(images):
-        raise UsageError(f"--holdout {holdout}: there are {len(images)} training images")
+    if holdout > len(images) - 2:
+        what = f"of {len(images)} training images, at least two must be left"
+        raise UsageError(f"--holdout {holdout}: {what}")
     if holdout:
         images, test_images = images[:-holdout], images[-holdout:]
         labels, test_labels = labels[:-holdout], labels[-holdout:]
@@ -265,6 +266,21 @@ def table_row(record: EpochRecord) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def build_trainer(
+    experiment: Experiment, device: str, data_dir: Path, dry_run: bool
+) -> tuple[Trainer, Loader, Loader]:
+    """A trainer of a new model and its two loaders, on `device`, which on MPS is verified first."""
+    target, recipe = select_device(device), experiment.recipe
+    torch.manual_seed(experiment.seed)
+    model = get_model(experiment.model, **experiment.sizes)
+    if target.type == "mps":
+        loader, _ = build_loaders(experiment, torch.device("cpu"), data_dir, dry_run)
+        trainers = (Trainer(copy.deepcopy(model).to(where), recipe, 1) for where in ("cpu", target))
+        target = verified(target, device, trainers, next(iter(loader)))
+    loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
+    return Trainer(model.to(target), recipe, len(loader)), loader, test_loader
+
+
 def run(
     experiment: Experiment,
     out_dir: Path,
@@ -285,22 +301,15 @@ def run(
     begin = time.perf_counter()
     recipe, holdout, name = experiment.recipe, experiment.holdout, experiment.name
     reuse_freed_memory()
-    target = select_device(device)
-    loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
-    torch.manual_seed(experiment.seed)
-    model = get_model(experiment.model, **experiment.sizes)
-    if target.type == "mps":
-        trainers = (Trainer(copy.deepcopy(model).to(where), recipe, 1) for where in ("cpu", target))
-        target = verified(target, device, trainers, next(iter(loader)))
-        loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
-    trainer = Trainer(model.to(target), recipe, len(loader))
+    trainer, loader, test_loader = build_trainer(experiment, device, data_dir, dry_run)
+    model, target = trainer.model, loader.labels.device
     place = {"challenge": challenge.name, "data_dir": str(data_dir.resolve())}
     config = asdict(experiment) | place | describe(target, experiment.model)
     folder = resumed or run_folder.new_run_folder(out_dir, name, config)
     with contextlib.nullcontext() if dry_run else run_folder.lock(folder):
         records = run_folder.load_checkpoint(folder, trainer)
         if not quiet:
-            print(f"{name}, device {target}, torch {torch.__version__}")
+            print(f"{name}, device {target.type}, torch {torch.__version__}")
             print(summarize(model))
             print("\n".join(["", table_header(holdout), *map(table_row, records)]), flush=True)
         done = len(records)
@@ -312,8 +321,9 @@ def run(
             if not quiet:
                 print(table_row(records[-1]), flush=True)
         split = "validation" if holdout else "test"
-        curves = plot_curves(records, split, name, challenge.accuracy)
-        write_atomically(folder / "curves.png", curves)
+        write_atomically(
+            folder / "curves.png", plot_curves(records, split, name, challenge.accuracy)
+        )
         write_state(folder / "weights.pt", trainer.ema.state_dict())
     result = verdict(challenge, count_parameters(model), records, holdout)
     print(f"\n{name}: {'dry run, not judged' if dry_run else result}")
@@ -359,9 +369,8 @@ def resume(args: argparse.Namespace) -> None:
         torch.set_num_threads(threads)  # as before, for the same last digits
     device = args.device if args.device != "auto" else str(config.get("device"))
     warn_of_changes(config, describe(select_device(device), experiment.model))
-    data_dir = args.data_dir or Path(str(config.get("data_dir")))
-    if not (args.data_dir or data_dir.exists()):  # the clone was moved
-        data_dir = DATA_DIR
+    former = Path(str(config.get("data_dir")))
+    data_dir = args.data_dir or (former if former.exists() else DATA_DIR)  # the clone was moved
     challenge = CHALLENGES.get(str(config.get("challenge")), CHALLENGES["8k"])
     place = {"device": device, "data_dir": data_dir, "challenge": challenge, "quiet": args.quiet}
     run(experiment, args.resume.parent, resumed=args.resume, **place)
@@ -371,8 +380,9 @@ def print_evaluation(args: argparse.Namespace) -> None:
     """Prints loss and accuracy of the weights in `args.evaluate` on the 10,000 test images."""
     name, model = load_model(args.evaluate, args.model)
     recipe = RECIPES[args.recipe or "strong"]
-    if not args.recipe and (args.evaluate / "config.json").exists():
-        recipe = Experiment.from_config(run_folder.read_config(args.evaluate)).recipe
+    folder = args.evaluate if args.evaluate.is_dir() else args.evaluate.parent
+    if not args.recipe and (folder / "config.json").exists():
+        recipe = Experiment.from_config(run_folder.read_config(folder)).recipe
     device = select_device(args.device)
     images, labels = load_mnist(args.data_dir or DATA_DIR, train=False)
     loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
@@ -390,10 +400,8 @@ def options() -> Parser:
     add = parser.add_argument
     add("--model", choices=[*list_models(), "all"], help="default: model3")
     add_settings(parser)
-    seed = "of every random draw (default: %(default)s)"
-    add("--seed", type=whole_number(0, 2**32 - 1), default=42, help=seed, **n)
-    challenge = "of the verdict (default: %(default)s)"
-    add("--challenge", choices=[*CHALLENGES], default="8k", help=challenge)
+    add("--seed", type=whole_number(0, 2**32 - 1), default=42, help="default: %(default)s", **n)
+    add("--challenge", choices=[*CHALLENGES], default="8k", help="default: %(default)s")
     device = "default: %(default)s, the first available of cuda, mps and cpu"
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=device)
     add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one per core)", **n)
