@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 ForwardBackward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-WARM_UP_PASSES = (
-    3  # in which libraries allocate memory, which they may not while a graph is captured
-)
+WARM_UP_PASSES = 3  # libraries allocate memory in them, which a capture does not allow
 
 
 def states_of_generators() -> tuple:

@@ -74,7 +74,7 @@ def verified(
             if not torch.allclose(found[key], value, rtol=1e-3, atol=1e-5):
                 reason = f"{key} is wrong after one step"
                 break
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError) as error:  # an operation that the device lacks
         reason = str(error).partition("\n")[0]
     if reason and name != "auto":
         raise UsageError(f"--device {name}: {reason}; train with --device cpu")

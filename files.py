@@ -57,13 +57,13 @@ def read_state(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except zipfile.BadZipFile:
-        reason = "is damaged, or not of torch.save since torch 1.6; save a state_dict() anew"
+        reason = "is damaged, or in the format from before torch 1.6; save its state_dict() again"
         raise UsageError(f"{path} {reason}") from None
     except pickle.UnpicklingError:
         reason = "holds a pickled object, such as a whole model; save its state_dict() instead"
         raise UsageError(f"{path} {reason}") from None
     except (RuntimeError, ValueError, KeyError, EOFError):  # an archive of something else
         raise UsageError(f"{path} is damaged, or no file of weights; nothing was loaded") from None
-    if not isinstance(state, dict):
+    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
         raise UsageError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
     return state

@@ -35,17 +35,19 @@ class Augmentation(NamedTuple):
 def load_mnist(data_dir: str | Path, train: bool, download: bool = True) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) as uint8 and labels (N,) as int64: 60,000 or, for testing, 10,000.
 
-    Reads the four archives in `data_dir`/MNIST/raw; torchvision downloads them into a folder that
-    has none. Any dataset in this format will do. UsageError where an archive is missing, damaged
-    or does not fit the others.
+    Reads the archives in `data_dir`/MNIST/raw, of any dataset in this format; torchvision downloads
+    MNIST's into a folder that has none. UsageError where an archive is missing, is damaged or does
+    not fit the others.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
     names = [f"{part}-{kind}-ubyte.gz" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
     missing = [name for name in names if not (raw / name).exists()]
-    if len(missing) == len(names) and download:
+    if missing and download and not [*raw.glob("*-ubyte*")]:
         download_mnist(data_dir)
     elif missing:
-        raise UsageError(f"--data-dir {data_dir}: {', '.join(missing)} not found in {raw}")
+        what = f"{', '.join(missing)} not found in {raw}"
+        why = "only a folder without archives is filled, and not by a dry run"
+        raise UsageError(f"--data-dir {data_dir}: {what}; {why}")
     paths = [raw / name for name in names[0 if train else 2 :][:2]]
     try:
         images, labels = map(read_archive, paths)

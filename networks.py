@@ -39,7 +39,7 @@ def get_model(name: str, **sizes: Any) -> nn.Module:
         module = importlib.import_module(name)
         network_class = getattr(module, class_name, None)
         if not inspect.isclass(network_class):
-            raise UsageError(f"{name}.py must have a class {class_name}")
+            raise UsageError(f"there is no class {class_name}")
         check_arguments(network_class, sizes)
         model = network_class(**sizes)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -53,8 +53,8 @@ def get_model(name: str, **sizes: Any) -> nn.Module:
         raise UsageError(
             f"{name}.py: images (2, 1, 28, 28) must give logits of shape (2, 10), not {found}"
         )
-    for key, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor) and 0 in tensor.stride():
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if 0 in tensor.stride():  # an EMA cannot be written to memory that elements share
             raise UsageError(f"{name}.py: {key} is an expanded tensor; register its .clone()")
     return model.train()
 
@@ -82,7 +82,7 @@ def summarize(model: nn.Module) -> str:
         summary(copy.deepcopy(model).cpu(), (1, 28, 28), device="cpu")
     table = printed.getvalue()
     differs = "Total params" in table and f"Total params: {count:,}\n" not in table
-    why = " (above: shared layers several times, parameters outside of layers not at all)"
+    why = "; the table counts shared layers at each use, and no parameters outside of layers"
     return f"{table}{count:,} parameters, each counted once{why if differs else ''}"
 
 
@@ -97,7 +97,7 @@ def load_model(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     state, config = read_state(path), {}
     for key in ("model_state_dict", "state_dict"):  # where checkpoints often have their weights
         state = state[key] if isinstance(state.get(key), dict) else state
-    for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
+    for prefix in ("module.", "_orig_mod.", "module."):  # of DataParallel and torch.compile
         consume_prefix_in_state_dict_if_present(state, prefix)
     with contextlib.suppress(OSError, ValueError, TypeError):
         config |= json.loads(regular_file(path.with_name("config.json")).read_text("utf-8"))

@@ -115,11 +115,13 @@ class Experiment:
         try:
             values = {part.name: config[part.name] for part in fields(cls)}
             experiment = cls(**values | {"recipe": Recipe(**config["recipe"])})
-            wrong = [x.name for x in fields(cls)[2:4] if type(values[x.name]) is not int]
-            if wrong or not isinstance(experiment.sizes, dict):
+            types = {"model": str, "seed": int, "holdout": int, "sizes": dict}
+            if not all(isinstance(values[name], types[name]) for name in types):
                 raise TypeError
+            if not (0 <= experiment.seed < 2**32 and experiment.holdout >= 0):
+                raise ValueError
             return experiment
-        except (KeyError, TypeError, UsageError):
+        except (KeyError, TypeError, ValueError, UsageError):
             reason = "is damaged, or of another version; start a new run"
             raise UsageError(f"config.json {reason}") from None
 

@@ -59,12 +59,13 @@ def build_loaders(
 ) -> tuple[Loader, Loader]:
     """Loaders of the training images, shuffled and augmented, and of the test or validation images.
 
-    UsageError where one of them would be empty. A dry run has one batch of each.
+    UsageError where too few images are left for training. A dry run has one batch of each.
     """
     recipe, holdout = experiment.recipe, experiment.holdout
     images, labels = load_mnist(data_dir, train=True, download=not dry_run)
-    if holdout >= len(images):
-        raise UsageError(f"--holdout {holdout}: there are {len(images)} training images")
+    if holdout > len(images) - 2:
+        what = f"of {len(images)} training images, at least two must be left"
+        raise UsageError(f"--holdout {holdout}: {what}")
     if holdout:
         images, test_images = images[:-holdout], images[-holdout:]
         labels, test_labels = labels[:-holdout], labels[-holdout:]
@@ -247,21 +248,19 @@ def train_and_evaluate(
 def build_trainer(
     experiment: Experiment, device: str, data_dir: Path, dry_run: bool
 ) -> tuple[Trainer, Loader, Loader]:
-    """Builds the trainer and the loaders of an experiment, on the device of that name."""
+    """Builds the trainer and the loaders, on the device of that name; MPS is verified first."""
     reuse_freed_memory()
-    target = select_device(device)
-    loaders = build_loaders(experiment, target, data_dir, dry_run)
+    target, recipe = select_device(device), experiment.recipe
     torch.manual_seed(experiment.seed)
     model = get_model(experiment.model, **experiment.sizes)
-
-    def trainer_on(where: torch.device) -> Trainer:
-        return Trainer(to_device(copy.deepcopy(model), where), experiment.recipe, len(loaders[0]))
-
     if target.type == "mps":
-        trainers = map(trainer_on, (torch.device("cpu"), target))
-        target = verified(target, device, trainers, next(iter(loaders[0])))
-        loaders = build_loaders(experiment, target, data_dir, dry_run)
-    return trainer_on(target), *loaders
+        cpu = torch.device("cpu")
+        loader, _ = build_loaders(experiment, cpu, data_dir, dry_run)
+        models = (to_device(copy.deepcopy(model), where) for where in (cpu, target))
+        trainers = (Trainer(each, recipe, len(loader)) for each in models)
+        target = verified(target, device, trainers, next(iter(loader)))
+    loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
+    return Trainer(to_device(model, target), recipe, len(loader)), loader, test_loader
 
 
 def run(
@@ -291,7 +290,7 @@ def run(
     with contextlib.nullcontext() if dry_run else run_folder.lock(folder):
         records = run_folder.load_checkpoint(folder, trainer)
         if not quiet:
-            print(f"{name}, device {target}, torch {torch.__version__}")
+            print(f"{name}, device {target.type}, torch {torch.__version__}")
             print(summarize(trainer.model))
             print("\n".join(["", table_header(holdout), *map(table_row, records)]), flush=True)
         done = len(records)
@@ -350,9 +349,8 @@ def resume(args: argparse.Namespace) -> None:
         torch.set_num_threads(threads)  # as before, for the same last digits
     device = args.device if args.device != "auto" else str(config.get("device"))
     warn_of_changes(config, describe(select_device(device), experiment.model))
-    data_dir = args.data_dir or Path(str(config.get("data_dir")))
-    if not (args.data_dir or data_dir.exists()):  # the clone was moved
-        data_dir = DATA_DIR
+    former = Path(str(config.get("data_dir")))
+    data_dir = args.data_dir or (former if former.exists() else DATA_DIR)  # the clone was moved
     challenge = CHALLENGES.get(str(config.get("challenge")), CHALLENGES["8k"])
     place = {"device": device, "data_dir": data_dir, "challenge": challenge, "quiet": args.quiet}
     run(experiment, args.resume.parent, resumed=args.resume, **place)
@@ -362,8 +360,9 @@ def print_evaluation(args: argparse.Namespace) -> None:
     """Prints loss and accuracy of the weights in `args.evaluate` on the 10,000 test images."""
     name, model = load_model(args.evaluate, args.model)
     recipe = RECIPES[args.recipe or "strong"]
-    if not args.recipe and (args.evaluate / "config.json").exists():
-        recipe = Experiment.from_config(run_folder.read_config(args.evaluate)).recipe
+    folder = args.evaluate if args.evaluate.is_dir() else args.evaluate.parent
+    if not args.recipe and (folder / "config.json").exists():
+        recipe = Experiment.from_config(run_folder.read_config(folder)).recipe
     device = select_device(args.device)
     images, labels = load_mnist(args.data_dir or DATA_DIR, train=False)
     loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
