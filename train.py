@@ -164,6 +164,9 @@ class Trainer:
     def update_ema(self) -> None:
         """Moves the EMA one step toward the model."""
         self._update(self._ema_averaged, self._averaged, 0)  # a step count, which is not used
+
+    def copy_buffers(self) -> None:
+        """Copies to the EMA the buffers that it does not average."""
         for ema_buffer, buffer in zip(self._ema_copied, self._copied):
             ema_buffer.copy_(buffer)
 
@@ -199,7 +202,9 @@ def train_one_epoch(
                 seen, lr = (step + 1) * loader.batch_size, trainer.scheduler.get_last_lr()[0]
                 accuracy = f"{100 * correct.item() / seen:.2f} %"
                 bar.set_postfix(loss=losses.sum().item() / seen, accuracy=accuracy, LR=lr)
-    if not has_ema:
+    if has_ema:
+        trainer.copy_buffers()
+    else:
         trainer.ema.load_state_dict(trainer.model.state_dict())
     not_finite = torch.nonzero(~losses.isfinite())
     if len(not_finite):
