@@ -46,7 +46,11 @@ def load_mnist(data_dir: str | Path, train: bool, download: bool = True) -> tupl
         download_mnist(data_dir)
     elif missing:
         what = f"{', '.join(missing)} not found in {raw}"
-        why = "only a folder without archives is filled, and not by a dry run"
+        why = (
+            "only a folder without archives is filled"
+            if download
+            else "a dry run downloads nothing"
+        )
         raise UsageError(f"--data-dir {data_dir}: {what}; {why}")
     paths = [raw / name for name in names[0 if train else 2 :][:2]]
     try:
