@@ -1,5 +1,6 @@
 """The schedule, a step of training and the evaluation, against figures from outside."""
 
+import copy
 import csv
 import dataclasses
 import itertools
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import mnist
 import train
@@ -25,6 +27,13 @@ def linear_model(*last: nn.Module) -> nn.Sequential:
     """A model that numpy can follow by hand."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), *last)
+
+
+class Magnitude(nn.Module):
+    """Complex numbers to their absolute values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
 
 
 def matrix_of(model: nn.Sequential) -> np.ndarray:
@@ -72,7 +81,7 @@ def test_shortest_schedules_end_low(steps: int) -> None:
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 5, 15, 20, 45])
-def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
+def test_ema_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
     recipe = dataclasses.replace(STRONG, epochs=epochs)
     optimizer, scheduler = train.build_optimizer(get_model("model3"), recipe, 100)
     falls = []
@@ -83,20 +92,34 @@ def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None
             optimizer.step()
             scheduler.step()
         falls.append(all(left > right for left, right in itertools.pairwise(rates)))
-    averaged = [recipe.has_ema(epoch) for epoch in range(1, epochs + 1)]
-    assert averaged == falls and any(averaged)
+    has_ema = [recipe.has_ema(epoch) for epoch in range(1, epochs + 1)]
+    assert has_ema == falls and any(has_ema)
     assert not any(CLASSIC.has_ema(epoch) for epoch in range(1, 16))
 
 
-def test_the_average_moves_once_what_two_layers_share() -> None:
-    layer = nn.Linear(3, 3)
-    trainer = Trainer(nn.Sequential(layer, layer), STRONG, 10)
-    before = trainer.ema[0].weight.detach().clone()
+def test_ema_averages_parameters_and_running_statistics_and_copies_other_buffers() -> None:
+    """Shared weights are moved once; the vectors of spectral_norm keep their unit length."""
+    layer = nn.Linear(3, 3, dtype=torch.complex64)
+    model = nn.Sequential(
+        layer, layer, Magnitude(), spectral_norm(nn.Linear(3, 3)), nn.BatchNorm1d(3)
+    )
+    trainer = Trainer(model, STRONG, 10)
+    before = copy.deepcopy(trainer.ema.state_dict())
     with torch.no_grad():
-        layer.weight += 1
+        model(torch.randn(8, 3, dtype=torch.complex64))
+        for parameter in model.parameters():
+            parameter += 1
     trainer.update_ema()
-    expected = before + 1 - STRONG.ema_decay
-    torch.testing.assert_close(trainer.ema[1].weight.detach(), expected, rtol=0, atol=1e-6)
+    after, copied = model.state_dict(), []
+    for name, found in trainer.ema.state_dict().items():
+        if name in dict(model.named_parameters(remove_duplicate=False)) or "running" in name:
+            expected = STRONG.ema_decay * before[name] + (1 - STRONG.ema_decay) * after[name]
+        else:
+            expected = after[name]
+            copied.append(name.rpartition(".")[2])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert not found.equal(before[name])
+    assert copied == ["_u", "_v", "num_batches_tracked"]
 
 
 def test_strong_decays_filters_and_matrices_only() -> None:
@@ -111,9 +134,9 @@ def test_strong_decays_filters_and_matrices_only() -> None:
 
 
 def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
-    """Two epochs of three batches, the last short: loss, Nesterov step, one cycle, average.
+    """Two epochs of three batches, the last short: loss, Nesterov step, one cycle, EMA.
 
-    The averaged network is a copy in the first, in which the learning rate rises.
+    The EMA is a copy in the first, in which the learning rate rises.
     """
     recipe = dataclasses.replace(CLASSIC, epochs=2, batch_size=8, max_lr=0.003, ema_decay=0.7)
     images, labels = (part[:20] for part in mnist["train"])
@@ -122,7 +145,7 @@ def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
     # A small one would not be seen below.
     assert all(group["weight_decay"] == 0 for group in trainer.optimizer.param_groups)
     matrix = matrix_of(model)
-    average, velocity, step, last = matrix, np.zeros_like(matrix), 0, 5
+    ema, velocity, step, last = matrix, np.zeros_like(matrix), 0, 5
     peak = 0.2 * 6 - 1  # the step of the highest learning rate, counted from 0
     for epoch in (1, 2):
         loader.epoch, losses, correct = epoch, [], 0
@@ -139,12 +162,12 @@ def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
             rate = low + (0.003 - low) * (1 + math.cos(math.pi * turn)) / 2
             velocity = 0.9 * velocity + gradient
             matrix = matrix - rate * (gradient + 0.9 * velocity)
-            average = matrix if epoch == 1 else 0.7 * average + 0.3 * matrix
+            ema = matrix if epoch == 1 else 0.7 * ema + 0.3 * matrix
             step += 1
         result = train.train_one_epoch(trainer, loader)
         assert result == pytest.approx((np.mean(losses), 100 * correct / 20), rel=1e-4)
         np.testing.assert_allclose(matrix_of(trainer.model), matrix, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(matrix_of(trainer.ema), average, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(trainer.ema), ema, rtol=0, atol=1e-6)
 
 
 def test_evaluation_agrees_with_a_hand_computation(mnist: dict) -> None:
@@ -167,15 +190,15 @@ def test_training_comes_to_the_losses_on_file(
     """Two epochs of 4 batches: what fails here makes the records those of another training.
 
     In double precision and with small steps, since what processors round differently would grow
-    beyond any limit. The last figure is the sum of all averaged weights without their signs.
+    beyond any limit. The last figure is the sum of the absolute values of the EMA's weights.
     """
     augment = mnist.augment
     monkeypatch.setattr(
         mnist, "augment", lambda images, moves, mode: augment(images.double(), moves.double(), mode)
     )
     recipe = dataclasses.replace(recipe, epochs=2, batch_size=32, max_lr=recipe.max_lr / 30)
-    loader, _ = train.build_loaders(train.Experiment(name, recipe), torch.device("cpu"))
-    loader.images, loader.labels = loader.images[:128], loader.labels[:128]
+    experiment = train.Experiment(name, recipe, holdout=500 - 128)
+    loader, _ = train.build_loaders(experiment, torch.device("cpu"))
     torch.manual_seed(42)
     trainer = Trainer(get_model(name).double(), recipe, len(loader))
     found = []
