@@ -65,5 +65,7 @@ def read_state(path: Path) -> dict[str, Any]:
     except (RuntimeError, ValueError, KeyError, EOFError):  # an archive of something else
         raise UsageError(f"{path} is damaged, or no file of weights; nothing was loaded") from None
     if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
-        raise UsageError(f"{path} holds a {type(state).__name__}, not a dictionary of tensors")
+        raise UsageError(
+            f"{path} holds no state_dict(), but an object of type {type(state).__name__}"
+        )
     return state

@@ -110,6 +110,7 @@ def test_ema_averages_parameters_and_running_statistics_and_copies_other_buffers
         for parameter in model.parameters():
             parameter += 1
     trainer.update_ema()
+    trainer.copy_buffers()
     after, copied = model.state_dict(), []
     for name, found in trainer.ema.state_dict().items():
         if name in dict(model.named_parameters(remove_duplicate=False)) or "running" in name:
