@@ -49,13 +49,14 @@ class NoDropout(TorchFunctionMode):
         return args[0] if "dropout" in function.__name__ else function(*args, **(kwargs or {}))
 
 
-def one_step(trainer: Any, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """The loss and the weights after one training step without dropout, on the CPU."""
-    device = next(trainer.model.parameters()).device
+def one_step(trainer: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a training step without dropout, and how each parameter changes; on the CPU."""
+    parameters = dict(trainer.model.named_parameters())
+    device = next(iter(parameters.values())).device
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with NoDropout():
         loss, _ = trainer.step(*(part.to(device) for part in batch))
-    weights = {name: weight.detach().cpu() for name, weight in trainer.model.named_parameters()}
-    return {"the loss": loss.cpu()} | weights
+    return loss.cpu(), {name: (x.detach() - before[name]).cpu() for name, x in parameters.items()}
 
 
 def verified(
@@ -67,13 +68,15 @@ def verified(
     where loss or weights differ by more than rounding, or the step fails, for any other name.
     """
     reason, trainers = "", iter(trainers)
-    expected = one_step(next(trainers), batch)
+    expected_loss, expected = one_step(next(trainers), batch)
     try:
-        found = one_step(next(trainers), batch)
-        for key, value in expected.items():
-            if not torch.allclose(found[key], value, rtol=1e-3, atol=1e-5):
+        loss, found = one_step(next(trainers), batch)
+        for key, change in expected.items():
+            # Rounding alone, which moves some maxima, makes 3 % in model4.
+            if not (found[key] - change).abs().max() <= 0.1 * change.abs().max() + 1e-5:
                 reason = f"{key} is wrong after one step"
-                break
+        if not torch.allclose(loss, expected_loss, rtol=1e-3):
+            reason = "the loss is wrong"
     except (RuntimeError, TypeError) as error:  # an operation that the device lacks
         reason = str(error).partition("\n")[0]
     if reason and name != "auto":
