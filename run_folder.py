@@ -26,7 +26,8 @@ from files import read_state, regular_file, write_atomically, write_state
 
 # The columns of metrics.csv: accuracies in %, of the test set or of the validation images.
 KEYS = ("epoch", "train_loss", "train_acc", "lr", "loss", "acc", "seconds")
-EpochRecord = dict[str, Any]  # a value for each of KEYS
+ONE_VIEW = "one_view_acc"  # one more, if the network averages several views at test time
+EpochRecord = dict[str, Any]  # a value for each key
 
 
 def new_run_folder(out_dir: Path, name: str, config: dict[str, Any]) -> Path:
@@ -62,7 +63,8 @@ def read_metrics(folder: Path) -> list[EpochRecord]:
     try:
         text = regular_file(folder / "metrics.csv").read_text("utf-8")
         rows = csv.DictReader(io.StringIO(text))
-        return [{key: (int if key == "epoch" else float)(row[key]) for key in KEYS} for row in rows]
+        keys = [*KEYS, ONE_VIEW] if ONE_VIEW in (rows.fieldnames or ()) else KEYS
+        return [{key: (int if key == "epoch" else float)(row[key]) for key in keys} for row in rows]
     except OSError as error:
         raise UsageError(f"{folder}: no epoch is on record ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
@@ -91,7 +93,7 @@ def lock(folder: Path) -> Iterator[None]:
 def save_epoch(folder: Path, records: list[EpochRecord], state: dict[str, Any]) -> None:
     """Writes metrics.csv before the checkpoint, so every checkpointed epoch has a row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, KEYS, lineterminator="\n")
+    writer = csv.DictWriter(text, records[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     write_atomically(folder / "metrics.csv", text.getvalue().encode())

@@ -230,7 +230,7 @@ def train_and_evaluate(
     train_loss, train_accuracy = train_one_epoch(trainer, loader, show_bar)
     seconds = time.perf_counter() - clock  # the device is done: the loss was read from it
     loss, accuracy = evaluate(trainer.ema, test_loader, trainer.criterion)
-    return {
+    record = {
         "epoch": loader.epoch,
         "train_loss": train_loss,
         "train_acc": train_accuracy,
@@ -239,6 +239,10 @@ def train_and_evaluate(
         "acc": accuracy,
         "seconds": seconds,
     }
+    if hasattr(trainer.ema, "one_view") and len(trainer.ema.views) > 1:
+        one_view = evaluate(trainer.ema.one_view(), test_loader, trainer.criterion)
+        record[run_folder.ONE_VIEW] = one_view[1]
+    return record
 
 
 # ---------------------------------------------------------------------------------- run
