@@ -33,7 +33,7 @@ from cli import Parser, RunError, UsageError, exit_code, whole_number
 from device import select_device
 from networks import ROOT, count_parameters, get_model, list_models
 from provenance import commit_of
-from recipes import CLASSIC, RECIPES, STRONG, Experiment, add_settings, sizes_of
+from recipes import RECIPES, STRONG, Experiment, add_settings, sizes_of
 from run_folder import EpochRecord, is_finished, read_config, read_metrics
 from tools import tables
 
@@ -41,14 +41,10 @@ TRAIN, RUNS = ROOT / "train.py", ROOT / "runs" / "study"
 RUNNING: set[subprocess.Popen] = set()  # they end with the study
 # Of model6, beside its own 25: "strong" where its validation loss is below that of "mild".
 WIDTHS = {18: "mild", 34: "strong", 41: "strong", 48: "strong", 54: "strong"}
-AFFINE = ("rotation", "translation", "scaling", "shear", "interpolation")
-ABLATION = (  # "strong", whole and without each of its parts
-    STRONG,
-    STRONG.changed(["batch_size=128", "max_lr=0.3"]),
-    STRONG.changed([f"{name}={getattr(CLASSIC, name)}" for name in AFFINE]),
-    STRONG.changed(["ema_decay=0"]),
-    STRONG.changed(["weight_decay=0"]),
-)
+AFFINE = ["rotation=7", "translation=0", "scaling=0", "shear=0", "interpolation=nearest"]
+# "strong", whole and without each of its parts
+PARTS = ([], ["batch_size=128", "max_lr=0.3"], AFFINE, ["ema_decay=0"], ["weight_decay=0"])
+ABLATION = [STRONG.changed(settings) for settings in PARTS]
 
 # ----------------------------------------------------------------------------------- a run
 
