@@ -142,12 +142,11 @@ def check(args: argparse.Namespace) -> None:
     challenge, misses = CHALLENGES[args.challenge], []
     for name in args.models:
         items = checklist(get_model(name), challenge)
-        print(
-            f"## {name}, challenge {challenge.name}\n\n", *(f"{item}\n" for item in items), sep=""
-        )
-        misses += [f"{name} ({item.text})" for item in items if item.is_met is False]
+        print(f"## {name}, challenge {challenge.name}\n", *items, "", sep="\n")
+        if missing := [item.text for item in items if item.is_met is False]:
+            misses.append(f"{name} ({'; '.join(missing)})")
     if misses:
-        raise RunError(f"challenge {challenge.name} is not met by {'; '.join(misses)}")
+        raise RunError(f"not what challenge {challenge.name} requires: {', '.join(misses)}")
 
 
 def main(argv: list[str] | None = None) -> int:

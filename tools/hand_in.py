@@ -73,7 +73,8 @@ def plot_augmented(run: Run, data_dir: Path) -> Figure:
     rows = torch.cat([before[:half], after[:half], before[half:], after[half:]])
     figure = Figure(figsize=(7.5, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(make_grid(1 - rows, half, padding=3)[0].numpy(), cmap="gray", vmin=0, vmax=1)
+    grid = make_grid(1 - rows, half, padding=3, pad_value=0.8)[0]
+    axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_yticks([31 * row + 17 for row in range(4)], 2 * ["before", "after"])
     axes.set(xticks=[], title=f"{run.experiment.model}: training images of recipe {recipe.name}")
     return figure
@@ -108,14 +109,15 @@ def text_of(run: Run, model: nn.Module, files: dict[str, str]) -> str:
     }
     training = [pictures.pop(key) for key in ("curves", "augmented")]
     settings = [f"| {name} | {value} |" for name, value in config["recipe"].items()]
-    place = (f"{key} {config.get(key)}" for key in ("commit", "torch", "device_name", "threads"))
+    place = [f"seed {experiment.seed}", f"commit {config.get('commit')}", config.get("device_name")]
+    place += [f"{key} {config.get(key)}" for key in ("threads", "torch")]
     rows = table(experiment.model, **experiment.sizes).partition("\n")[2].strip()
     judged = verdict(run.challenge, count_parameters(model), run.records, experiment.holdout)
     return "\n\n".join(
         [
             f"# {experiment.name}",
             f"```\n{judged}\n```",
-            f"`{command_of(run.experiment)}`: seed {experiment.seed}, {', '.join(place)}",
+            f"`{command_of(experiment)}`\n\n{', '.join(map(str, place))}",
             f"```\n{sys.modules[type(model).__module__].__doc__.strip()}\n```",
             f"## Checklist, challenge {run.challenge.name}",
             "\n".join(map(str, checklist(model, run.challenge))),
