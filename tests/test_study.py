@@ -16,7 +16,7 @@ import provenance
 import run_folder
 import train
 from networks import ROOT
-from recipes import CLASSIC, STRONG, Experiment, sizes_of
+from recipes import CLASSIC, RECIPES, STRONG, Experiment, sizes_of
 from tools import study, tables
 
 COMMIT = "abc1234"
@@ -72,28 +72,37 @@ def begin(experiment: Experiment, data_dir: Path, patch: pytest.MonkeyPatch) -> 
     return study.RUNS / experiment.name
 
 
-def test_a_study_trains_what_has_no_record(folder: Path, capsys) -> None:
-    """Also on two threads of a Dask worker, where each run has a process, as it has here."""
+def test_a_study_trains_what_has_no_record(
+    folder: Path, small_data: Path, one_thread: None, capsys
+) -> None:
+    """On two threads of a Dask worker first, where a run gives what it gives alone."""
     from distributed import LocalCluster, default_client
 
+    recipe, sizes, results = RECIPES["mild"].changed(["epochs=1"]), {"width": 18}, folder / "tries"
     command = ["--model", "model6", "--recipe", "mild", "--size", "width=18", "--epochs", "1"]
-    command += ["--seeds", "0-1", "--holdout", "100", "--out", str(folder / "tries")]
-    assert study.main(command) == 0
-    assert "0 of 2 runs are on record" in capsys.readouterr().out
-    expected = tables.read_epochs(folder / "tries").drop(columns="seconds")
-    assert [*expected["seed"]] == [0, 1] and expected["loss"].nunique() == 2
-    assert study.main(command) == 0
-    name = "model6-width18-mild+epochs=1-seed1-holdout100"
-    assert "2 of 2 runs are on record" in capsys.readouterr().out
-    assert sorted(study.RUNS.glob(f"{name}*")) == [study.RUNS / name]
+    command += ["--seeds", "0-1", "--holdout", "100", "--out", str(results)]
     two_threads = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
     with LocalCluster(**two_threads, dashboard_address=None) as cluster:
-        assert study.main([*command, "--again", "--scheduler", cluster.scheduler_address]) == 0
+        assert study.main([*command, "--scheduler", cluster.scheduler_address]) == 0
         default_client().close()
-    assert tables.read_epochs(folder / "tries").drop(columns="seconds").equals(expected)
-    assert (study.RUNS / f"{name}-2" / "weights.pt").exists()  # beside the first one
-    row = capsys.readouterr().out.splitlines()[-1]
-    assert row.startswith("| model6-width18 | mild+epochs=1 |    100 validation |")
+    assert "0 of 2 runs are on record" in capsys.readouterr().out
+    epochs = tables.read_epochs(results)
+    for seed in range(2):
+        one = Experiment("model6", recipe, seed, 100, sizes)
+        (alone,) = train.run(one, folder, device="cpu", data_dir=small_data, quiet=True)
+        assert [*epochs[epochs["seed"] == seed]["loss"]] == [alone["loss"]]
+    capsys.readouterr()
+    assert study.main(command) == 0
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row.startswith("| model6-width18 | mild+epochs=1 | 100 validation |")
+    for name in tables.COLUMNS:  # the records are lost: they are made from the folders
+        (results / name).unlink()
+    assert study.main(command) == 0
+    assert tables.read_epochs(results).equals(epochs)
+    assert len([*study.RUNS.iterdir()]) == 2
+    assert study.main([*command, "--seeds", "1", "--again"]) == 0
+    assert tables.read_epochs(results)["seconds"][1] != epochs["seconds"][1]
+    assert (study.RUNS / f"{one.name}-2" / "weights.pt").exists()  # beside the first one
 
 
 def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(
@@ -108,8 +117,6 @@ def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(
     assert Experiment.from_config(run_folder.read_config(found)) == one
     assert train.main(["--evaluate", str(found), "--tta", *options]) == 0
     assert f"test accuracy {row['views_acc']:.2f} %" in capsys.readouterr().out
-    # It is finished. If its record is lost, it is made from the folder.
-    assert study.train_one(one, "cpu", "8k", again=False) == (row, [epoch])
 
 
 def test_an_unfinished_run_is_resumed_and_never_taken_from_another(

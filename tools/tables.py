@@ -302,7 +302,8 @@ def documents(records: pd.DataFrame, epochs: pd.DataFrame) -> dict[Path, dict[st
     """The tables of each document, by name."""
     tested = records[records["holdout"] == 0]
     attempts = tested[~tested["model"].str.contains("-")]
-    small = under_one_recipe(tested[tested["parameters"].map(DEFAULT.parameters.allows)])
+    is_small = tested["parameters"].map(DEFAULT.parameters.allows).astype(bool)
+    small = under_one_recipe(tested[is_small])
     sizes = summary(small.sort_values("parameters", kind="stable"))
     claims = "\n".join(f"- {claim(tested, name)}" for name in CLAIMED)
     results = {"seeds": markdown(summary(attempts), 2), "sizes": markdown(sizes, 2)}
