@@ -166,7 +166,9 @@ def attempts_table(tested: pd.DataFrame) -> str:
     titles = ["recipe", "parameters", "seeds", "last epoch, mean ± (95 %)", "one view", "min", MEET]
     found = summary(under_one_recipe(tested)).reindex(columns=["model", *titles])
     table = found.drop_duplicates("model", keep="last").set_index("model").reindex(list_models())
-    table = table.drop(columns="one view" if table["one view"].isna().all() else []).fillna("-")
+    if table["one view"].isna().all():
+        table = table.drop(columns="one view")
+    table = table.astype(object).fillna("-")
     table.insert(0, "attempt", [f"[{name}]({name}.py)" for name in table.index])
     return markdown(table, 2)
 
