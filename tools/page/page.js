@@ -438,6 +438,12 @@ const OPERATORS = {
   Unsqueeze: reshape,
 };
 
+/** A network with the values of its constants decoded. */
+function unpacked(network) {
+  return {...network, constants: network.constants.map(({shape, values}) => (
+    {shape, values: typeof values === "string" ? decoded(values, Float32Array) : values}))};
+}
+
 /** The ten probabilities of an image, 28 x 28 from 0 to 255. `watch` sees (node, output). */
 function probabilities(network, image, watch) {
   const pixels = Float32Array.from(image, (value) => value / 255);
@@ -454,11 +460,7 @@ function probabilities(network, image, watch) {
 
 // --------------------------------------------------------------------- the state of the page
 
-const NETWORKS = DATA.networks.map((entry) => ({
-  ...entry,
-  constants: entry.constants.map(({shape, values}) => ({
-    shape, values: typeof values === "string" ? decoded(values, Float32Array) : values})),
-}));
+const NETWORKS = DATA.networks.map(unpacked);
 const SAMPLES = DATA.samples.map(
   ({digit, pixels}) => ({digit, image: decoded(pixels, Uint8Array)}));
 
