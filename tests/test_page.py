@@ -191,7 +191,7 @@ def test_operators_agree_with_pytorch(opened: Browser, mnist: Digits, tmp_path: 
         (nn.MaxPool2d(3, dilation=2), "MaxPool with dilations"),
         (nn.AvgPool2d(3, padding=1), "AveragePool with count_include_pad"),
         (nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 1, 3)), "Conv of 3 dimensions"),
-        (Does(lambda x: x @ x), "MatMul by what is no matrix"),
+        (Does(lambda x: x @ x), "MatMul of 4 dimensions"),
         (
             Does(
                 lambda x: F.grid_sample(x, x.expand(-1, 2, -1, -1).permute(0, 2, 3, 1), "nearest")
@@ -293,7 +293,7 @@ def test_low_confidence_is_marked_unsure(opened: Browser) -> None:
 
 @pytest.mark.parametrize(
     ("width", "height", "scheme"),
-    [(320, 740, "light"), (360, 740, "light"), (800, 900, "dark"), (1400, 900, "dark")],
+    [(320, 740, "light"), (800, 900, "dark"), (1000, 800, "light"), (1400, 900, "dark")],
 )
 def test_it_fits_phones_and_desktops(width: int, height: int, scheme: str, opened: Browser) -> None:
     screenshot.resize(opened, width, height, scheme)
@@ -305,6 +305,7 @@ def test_it_fits_phones_and_desktops(width: int, height: int, scheme: str, opene
         box = opened.find_element(By.ID, place).rect
         assert box["x"] >= 0 and box["x"] + box["width"] <= width, place
         assert box["y"] + box["height"] <= height, place
+    assert opened.execute_script("return find('bars').scrollWidth <= find('bars').clientWidth")
     paper = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(paper.split("(")[1].split(",")[0]) > 127) == (scheme == "light")
     boxes = """

@@ -36,11 +36,11 @@ PAGE = ROOT / "docs" / "index.html"
 SAMPLES = (10, 5, 35, 32, 4, 23, 21, 17, 110, 12)  # test images: a plain digit of each class
 MOST_BYTES = 500_000  # of a network: the page opens in seconds on a phone with a slow line
 
-# ONNX's operators in page.js, and the values that it takes attributes to have.
+# ONNX's operators in page.js, and what it requires of their attributes.
 OPERATORS = {
     *re.findall(r"^  ([A-Z]\w+)[:(]", (SOURCE / "page.js").read_text("utf-8"), re.MULTILINE)
 }
-ATTRIBUTES: dict[str, dict[str, Sequence[Any]]] = {
+REQUIRED: dict[str, dict[str, Sequence[Any]]] = {
     "Conv": {"auto_pad": ["NOTSET"]},
     "MaxPool": {"auto_pad": ["NOTSET"], "dilations": [[1, 1]]},
     "AveragePool": {"auto_pad": ["NOTSET"], "count_include_pad": [0]},
@@ -48,7 +48,7 @@ ATTRIBUTES: dict[str, dict[str, Sequence[Any]]] = {
     "Gemm": {"alpha": [1], "beta": [1], "transA": [0]},
     "Pad": {"mode": ["constant", "edge"]},
 }
-IMAGES = {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "GridSample"}  # of 4 dimensions
+RANKS = {"MatMul": (1, 2), "Conv": (0, 4), "MaxPool": (0, 4)}  # input: dimensions
 RESHAPE = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -69,52 +69,54 @@ def optimized(path: Path) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(onnx.load(options.optimized_model_filepath))
 
 
-def attributes_of(node: onnx.NodeProto, shapes: dict[str, Sequence[int]]) -> dict[str, Any]:
+def runnable(node: onnx.NodeProto, shapes: dict[str, Sequence[int]]) -> dict[str, Any]:
     """The attributes of a node as page.js reads them; UsageError if it cannot run the node."""
+    op = "Reshape" if node.op_type in RESHAPE else node.op_type
     named = f"page.js cannot run the node {node.name or node.output[0]}, {node.op_type}"
-    shape = shapes[node.input[0]]
-    if node.op_type not in OPERATORS or len(node.output) > 1:
+    if op not in OPERATORS or len(node.output) > 1:
         raise UsageError(named)
-    if node.op_type in IMAGES and len(shape) != 4:
-        raise UsageError(f"{named} of {len(shape)} dimensions")
-    if node.op_type == "MatMul" and len(shapes[node.input[1]]) != 2:
-        raise UsageError(f"{named} by what is no matrix")
+    number, rank = RANKS.get(op, (0, None))
+    if rank not in (None, len(shapes[node.input[number]])):
+        raise UsageError(f"{named} of {len(shapes[node.input[number]])} dimensions")
     values = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     values = {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
     if not any(values.get("pads", ())):
         values.pop("count_include_pad", None)
-    for name, allowed in ATTRIBUTES.get(node.op_type, {}).items():
+    for name, allowed in REQUIRED.get(op, {}).items():
         if values.get(name, allowed[0]) not in allowed:
             raise UsageError(f"{named} with {name} {values[name]}")
     if "axis" in values:
-        values["axis"] %= len(shape)
-    if node.op_type in RESHAPE:
-        values["shape"] = shapes[node.output[0]]
-    return {"op": node.op_type} | values
+        values["axis"] %= len(shapes[node.input[0]])
+    return {"op": op, "shape": shapes[node.output[0]]} | values
 
 
 def network(path: Path) -> dict[str, Any]:
     """What page.js needs to run an ONNX file; UsageError if it cannot run it."""
     model = optimized(path)
-    graph = model.graph
-    facts = {fact.key: fact.value for fact in model.metadata_props}
-    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-    shapes = {name: array.shape for name, array in constants.items()}
+    graph, facts = model.graph, {each.key: each.value for each in model.metadata_props}
+    arrays = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    shapes = {name: array.shape for name, array in arrays.items()}
     for value in (*graph.input, *graph.value_info, *graph.output):
         shapes[value.name] = [each.dim_value for each in value.type.tensor_type.shape.dim]
-    places = {name: at for at, name in enumerate([graph.input[0].name, *constants])} | {"": None}
-    nodes = []
-    for node in graph.node:
-        inputs = [places[name] for name in node.input]
-        nodes.append(attributes_of(node, shapes) | {"inputs": inputs})
-        places[node.output[0]] = len(places) - 1  # without ""
-    listed = [
-        {"shape": x.shape, "values": encoded(x) if x.dtype == np.float32 else x.ravel().tolist()}
-        for x in constants.values()
-    ]
-    found = {"name": facts["network"], "parameters": int(facts["parameters"])}
-    found |= {"accuracy": facts["accuracy"].split()[0], "logits": places[graph.output[0].name]}
-    return found | {"constants": listed, "nodes": nodes}
+    names = [graph.input[0].name, *arrays, *(node.output[0] for node in graph.node)]
+    places = {name: place for place, name in enumerate(names)} | {"": None}
+    return {
+        "name": facts["network"],
+        "parameters": int(facts["parameters"]),
+        "accuracy": facts["accuracy"].split()[0],
+        "constants": [
+            {
+                "shape": x.shape,
+                "values": encoded(x) if x.dtype == np.float32 else x.ravel().tolist(),
+            }
+            for x in arrays.values()
+        ],
+        "nodes": [
+            runnable(node, shapes) | {"inputs": [places[name] for name in node.input]}
+            for node in graph.node
+        ],
+        "logits": places[graph.output[0].name],
+    }
 
 
 def networks() -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ const DIGIT_SIZE = 20; // pixels: the longer side of a digit of MNIST
 const FIELD = 4 * SIZE; // pixels: the side of the drawing field
 const PEN = 9; // width of a stroke with mouse or finger
 
-
 // ------------------------------------------------------------------------- strokes to ink
 
 /** Add a line from a to b, each [x, y, width], to the ink: round ends, soft edges of one pixel. */
@@ -41,7 +40,6 @@ function inkOf(strokes) {
   }
   return ink;
 }
-
 
 // ------------------------------------------- ink to the network's input, as predict.py does it
 
@@ -162,7 +160,6 @@ function toMnist(ink) {
   return found && fitAndCentre(found.ink, found.box);
 }
 
-
 // ---------------------------------------------------------------------------- the network
 // Tensors are {shape, values}, row-major. Operators are ONNX's, opset 17, as far as
 // tools/page/build.py lets nodes through: (node with its attributes, ...inputs) to the output.
@@ -187,9 +184,12 @@ function stridesOf(shape) {
 function gather(values, shape, strides, start = 0) {
   const result = newTensor(shape);
   const index = shape.map(() => 0);
-  for (let at = 0, from = start; at < result.values.length; at++) {
-    result.values[at] = values[from];
-    for (let axis = shape.length - 1; axis >= 0; axis--) {
+  const last = shape.length - 1;
+  for (let at = 0, from = start; at < result.values.length;) {
+    for (let column = 0; column < shape[last]; column++) {
+      result.values[at++] = values[from + column * strides[last]];
+    }
+    for (let axis = last - 1; axis >= 0; axis--) {
       from += strides[axis];
       if (++index[axis] < shape[axis]) break;
       from -= strides[axis] * shape[axis];
@@ -221,25 +221,25 @@ function binary(f) {
       const strides = stridesOf(sizes).map((stride, axis) => (sizes[axis] > 1 ? stride : 0));
       return gather(tensor.values, shape, strides);
     });
-    return {shape, values: Float32Array.from(ones, (one, at) => f(one, others[at]))};
+    const result = newTensor(shape);
+    for (let at = 0; at < ones.length; at++) result.values[at] = f(ones[at], others[at]);
+    return result;
   });
 }
 
 /** The operator that folds along axes, which are an attribute or an input. */
-function reduction(initial, step, finish = (result) => result) {
+function reduction(initial, step) {
   return (node, input, given) => {
     const {shape} = input;
     const all = [...shape.keys()];
     const axes = Array.from(given?.values ?? node.axes ?? all, (axis) => all.at(axis));
     const kept = all.filter((axis) => !axes.includes(axis));
-    const {values} = transpose({perm: [...kept, ...axes]}, input); // what is folded lies together
-    const size = product(axes.map((axis) => shape[axis]));
+    const {values} = transpose({perm: [...axes, ...kept]}, input);
     const result = newTensor(node.keepdims === 0 ? kept.map((axis) => shape[axis])
-      : shape.map((length, axis) => (axes.includes(axis) ? 1 : length)));
-    for (let at = 0; at < result.values.length; at++) {
-      let folded = initial;
-      for (const value of values.subarray(at * size, (at + 1) * size)) folded = step(folded, value);
-      result.values[at] = finish(folded, size);
+      : shape.map((length, axis) => (axes.includes(axis) ? 1 : length)), initial);
+    const folded = result.values;
+    for (let start = 0; start < values.length; start += folded.length) {
+      for (let at = 0; at < folded.length; at++) folded[at] = step(folded[at], values[start + at]);
     }
     return result;
   };
@@ -273,6 +273,9 @@ function convolve(node, input, {shape: [channels, read, high, wide], values: fil
   const columns = Math.floor((width - broad * (wide - 1) - 1) / right) + 1;
   const result = newTensor([count, channels, rows, columns]);
   const sums = result.values;
+  // Where rows lie one behind the other, as for 1 x 1 filters, all of them are one.
+  const whole = columns === width && down === 1 && right === 1;
+  const [runs, length] = whole ? [1, rows * columns] : [rows, columns];
   for (let map = 0; map < count * channels; map++) {
     const [start, channel] = [map * rows * columns, map % channels];
     if (bias) sums.fill(bias.values[channel], start, start + rows * columns);
@@ -281,9 +284,9 @@ function convolve(node, input, {shape: [channels, read, high, wide], values: fil
       const source = image * deep + part * read + Math.floor(tap / (high * wide));
       const [y, x] = [tall * (Math.floor(tap / wide) % high), broad * (tap % wide)];
       const weight = filters[channel * read * high * wide + tap];
-      for (let row = 0, to = start; row < rows; row++) {
+      for (let row = 0, to = start; row < runs; row++) {
         let from = (source * height + y + row * down) * width + x;
-        for (let column = 0; column < columns; column++) {
+        for (let column = 0; column < length; column++) {
           sums[to++] += weight * values[from];
           from += right;
         }
@@ -295,7 +298,6 @@ function convolve(node, input, {shape: [channels, read, high, wide], values: fil
 
 /** The operator that folds each window; with ceil_mode, windows may reach beyond the padding. */
 function pooling(initial, step) {
-  const fold = reduction(initial, step);
   return ({kernel_shape: kernel, strides, pads, ceil_mode: ceil}, input) => {
     const [images, channels, ...sides] = input.shape;
     const counts = sides.map((side, axis) => {
@@ -308,9 +310,9 @@ function pooling(initial, step) {
     const borders = {values: [0, 0, pads[0], pads[1], 0, 0, ...after]};
     const {shape, values} = pad({}, input, borders, {values: [initial]});
     const [image, map, row, column] = stridesOf(shape);
-    const windows = gather(values, [images, channels, ...counts, ...kernel],
-      [image, map, row * strides[0], column * strides[1], row, column]);
-    return fold({axes: [4, 5], keepdims: 0}, windows);
+    const windows = gather(values, [...kernel, images, channels, ...counts],
+      [row, column, image, map, row * strides[0], column * strides[1]]);
+    return reduction(initial, step)({axes: [0, 1], keepdims: 0}, windows);
   };
 }
 
@@ -334,7 +336,7 @@ function gridSample(node, {shape: [count, channels, height, width], values}, gri
   return result;
 }
 
-/** MatMul by a matrix, and Gemm. */
+/** Gemm, and MatMul by a matrix. */
 function multiply({transB}, input, matrix, bias) {
   const {shape: [depth, width], values} = transB ? transpose({perm: [1, 0]}, matrix) : matrix;
   const result = newTensor([...input.shape.slice(0, -1), width]);
@@ -380,7 +382,6 @@ function concatenate({axis}, ...inputs) {
   return result;
 }
 
-const reshape = ({shape}, {values}) => ({shape, values});
 const sumPool = pooling(0, (a, b) => a + b);
 
 const OPERATORS = {
@@ -391,17 +392,19 @@ const OPERATORS = {
   Pow: binary(Math.pow),
   Max: binary(Math.max),
   Min: binary(Math.min),
-  Clip(node, input, least, most) {
-    const limited = least ? OPERATORS.Max(node, input, least) : input;
-    return most ? OPERATORS.Min(node, limited, most) : limited;
-  },
+  Clip: (node, input, least, most) => unary((value) => Math.min(most?.values[0] ?? Infinity,
+    Math.max(least?.values[0] ?? -Infinity, value)))(node, input),
   Relu: unary((value) => (value > 0 ? value : 0)),
   LeakyRelu: unary((value, {alpha}) => (value > 0 ? value : alpha * value)),
   Sigmoid: unary((value) => 1 / (1 + Math.exp(-value))),
   Tanh: unary(Math.tanh),
   Exp: unary(Math.exp),
   ReduceSum: reduction(0, (a, b) => a + b),
-  ReduceMean: reduction(0, (a, b) => a + b, (sum, count) => sum / count),
+  ReduceMean(node, input) {
+    const sums = OPERATORS.ReduceSum(node, input);
+    const count = input.values.length / sums.values.length;
+    return unary((sum) => sum / count)(node, sums);
+  },
   ReduceMax: reduction(-Infinity, Math.max),
   ReduceMin: reduction(Infinity, Math.min),
   GlobalAveragePool: (node, input) => OPERATORS.ReduceMean({axes: [2, 3]}, input),
@@ -432,10 +435,7 @@ const OPERATORS = {
   Slice: slice,
   Concat: concatenate,
   Transpose: transpose,
-  Flatten: reshape,
-  Reshape: reshape,
-  Squeeze: reshape,
-  Unsqueeze: reshape,
+  Reshape: ({shape}, {values}) => ({shape, values}),
 };
 
 /** A network with the values of its constants decoded. */
@@ -457,7 +457,6 @@ function probabilities(network, image, watch) {
   return Array.from(logs.values, Math.exp);
 }
 
-
 // --------------------------------------------------------------------- the state of the page
 
 const NETWORKS = DATA.networks.map(unpacked);
@@ -477,7 +476,6 @@ function picture() {
   return {strokes: past.slice(start + 1)};
 }
 
-
 // ---------------------------------------------------------------------------- the display
 
 const SHOWN_LAYERS = 3;
@@ -490,7 +488,7 @@ let speaking;
 function readColours() {
   const style = getComputedStyle(document.documentElement);
   const stops = [0, 1, 2].map((number) =>
-    style.getPropertyValue(`--map${number}`).match(/[0-9a-f]{2}/gi).map((hex) => parseInt(hex, 16)));
+    style.getPropertyValue(`--map${number}`).match(/[0-9a-f]{2}/gi).map((x) => parseInt(x, 16)));
   const bytes = new Uint8ClampedArray(4 * 256).fill(255); // red, green, blue, opacity
   for (let level = 0; level < 256; level++) {
     const [from, to] = level < 128 ? [stops[0], stops[1]] : [stops[1], stops[2]];
@@ -517,21 +515,14 @@ function drawPad({strokes, image}) {
   const context = pad.getContext("2d");
   const side = Math.round(pad.clientWidth * (window.devicePixelRatio || 1));
   if (pad.width !== side) pad.width = pad.height = side;
-  const ink = getComputedStyle(pad).color;
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, side, side);
-  context.fillStyle = context.strokeStyle = ink;
+  context.imageSmoothingEnabled = false;
+  if (image) context.drawImage(find("seen"), 0, 0, side, side);
+  context.strokeStyle = getComputedStyle(pad).color;
   context.lineCap = context.lineJoin = "round";
-  if (image) {
-    // Four times: that sharpens what the browser has smoothed.
-    for (let times = 0; times < 4; times++) context.drawImage(opaque(image), 0, 0, side, side);
-    context.globalCompositeOperation = "source-in";
-    context.fillRect(0, 0, side, side);
-    context.globalCompositeOperation = "source-over";
-    return;
-  }
   context.scale(side / FIELD, side / FIELD);
-  for (const stroke of strokes) {
+  for (const stroke of strokes ?? []) {
     const middle = (a, b) => [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
     stroke.forEach((point, index) => { // curves from middle to middle are smooth
       const [before, after] = [stroke[index - 1] ?? point, stroke[index + 1] ?? point];
@@ -544,16 +535,6 @@ function drawPad({strokes, image}) {
       context.stroke();
     });
   }
-}
-
-/** A canvas of 28 x 28 pixels whose opacity is the image. */
-function opaque(image) {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = SIZE;
-  const pixels = new ImageData(SIZE, SIZE);
-  image.forEach((value, at) => (pixels.data[4 * at + 3] = value));
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
-  return canvas;
 }
 
 /** Room for the same number of maps of each layer, so that no network moves the layout. */
@@ -597,8 +578,8 @@ function update() {
   });
   const best = shares.indexOf(Math.max(...shares));
   const unsure = image !== null && shares[best] < DATA.sure;
-  drawPad(drawn);
   paint(find("seen"), image ?? [], 255);
+  drawPad(drawn);
   [...find("maps").children].forEach((figure, at) => showMaps(figure, layers[at], image));
   find("digit").textContent = image ? best : "";
   find("says").classList.toggle("unsure", unsure);
@@ -626,12 +607,10 @@ function requestUpdate() {
 }
 
 function showFacts() {
-  const bytes = 4 * network.parameters;
   find("parameters").textContent = network.parameters.toLocaleString("en");
-  find("size").textContent = `${Math.round(bytes / 1000)} kB`;
+  find("size").textContent = `${Math.round(network.parameters / 250)} kB`;
   find("accuracy").textContent = `${network.accuracy} %`;
 }
-
 
 // ------------------------------------------------------------------------------- the input
 
