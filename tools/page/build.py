@@ -1,14 +1,12 @@
 """Build docs/index.html, a page to draw a digit on, from the networks in weights/*.onnx.
 
-    python -m tools.page.build             # writes docs/index.html
-    python -m tools.page.build --check     # exit code 1 if it is stale
+    python -m tools.page.build
 
-The page is one file, opens from disk and sends no request. It consists of page.html, page.css and
-page.js beside this file, and of the ONNX files that tools.export writes. A network with a node
-that page.js cannot run is left out, with a line that names the node.
+The page is one file, opens from disk and sends no request. Its parts are page.html, page.css and
+page.js beside this file, and the ONNX files that tools.export writes. A network with a node that
+page.js cannot run is left out, with a line that names the node.
 """
 
-import argparse
 import base64
 import hashlib
 import json
@@ -25,7 +23,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 import predict
-from cli import Parser, RunError, UsageError, exit_code
+from cli import Parser, UsageError, exit_code
 from files import write_atomically
 from mnist import DATA_DIR, load_mnist
 from networks import ROOT
@@ -135,38 +133,34 @@ def networks() -> list[dict[str, Any]]:
     return found
 
 
-def sources() -> tuple[dict[str, Any], dict[str, str]]:
-    """All that the page is made of but the networks: its data, with a digest, and its files."""
+def parts() -> dict[str, str]:
+    """What the page is made of but the networks, by name; `digest` is of all of it."""
     images, labels = load_mnist(DATA_DIR, train=False)
     samples = [{"digit": labels[i].item(), "pixels": encoded(images[i].numpy())} for i in SAMPLES]
-    data = {"sure": predict.SURE, "samples": samples}
-    parts = [SOURCE / name for name in ("build.py", "page.html", "page.css", "page.js")]
-    digest = hashlib.sha256(json.dumps(data).encode())
-    for path in [*parts, *sorted(WEIGHTS.glob("*.onnx"))]:
+    found = {"samples": json.dumps(samples), "sure": f"{predict.SURE}"}
+    for name in ("page.css", "page.js", "page.html", "build.py"):
+        found[name] = (SOURCE / name).read_text(encoding="utf-8")
+    digest = hashlib.sha256(json.dumps(found).encode())
+    for path in sorted(WEIGHTS.glob("*.onnx")):
         digest.update(path.read_bytes())
-    texts = {path.name: path.read_text(encoding="utf-8") for path in parts[1:]}
-    return data | {"digest": digest.hexdigest()}, texts
+    return found | {"digest": digest.hexdigest()}
 
 
-def build(args: argparse.Namespace) -> None:
-    """Writes the page; with --check, RunError if it was made from something else."""
-    (data, texts), where = sources(), PAGE.relative_to(ROOT)
-    if args.check:
-        if not PAGE.exists() or data["digest"] not in PAGE.read_text(encoding="utf-8"):
-            raise RunError(f"{where} is stale; run python -m tools.page.build")
-        return
-    text = texts.pop("page.html")
-    for name, part in {**texts, "data": json.dumps(data | {"networks": networks()})}.items():
-        text = text.replace(f"/* {name} */", part)
-    write_atomically(PAGE, text.encode())
-    print(f"{where}  {PAGE.stat().st_size / 1000:.1f} kB")
+def build() -> None:
+    """Writes the page: page.html, with the other parts in place of their names."""
+    found = {**parts(), "networks": json.dumps(networks())}
+    page = found.pop("page.html")
+    for name, part in found.items():
+        page = page.replace(f"/* {name} */", part)
+    write_atomically(PAGE, page.encode())
+    print(f"{PAGE.relative_to(ROOT)}  {PAGE.stat().st_size / 1000:.1f} kB")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser = Parser("python -m tools.page.build", __doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
-    return exit_code(parser.prog, build, parser.parse_args(argv))
+    parser.parse_args(argv)
+    return exit_code(parser.prog, build)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 The file names the page that it shows: its text `page` is the SHA-256 of docs/index.html.
 """
 
-import argparse
 import base64
 import hashlib
 import io
@@ -65,7 +64,7 @@ def capture(browser: webdriver.Chrome) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
 
 
-def screenshot(args: argparse.Namespace) -> None:
+def screenshot() -> None:
     """Writes the picture."""
     browser = open_browser()
     try:
@@ -84,7 +83,8 @@ def screenshot(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser = Parser("python -m tools.page.screenshot", __doc__)
-    return exit_code(parser.prog, screenshot, parser.parse_args(argv))
+    parser.parse_args(argv)
+    return exit_code(parser.prog, screenshot)
 
 
 if __name__ == "__main__":
