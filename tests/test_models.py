@@ -176,8 +176,7 @@ def described(name: str) -> nn.Sequential:
 def test_every_model_file_says_what_it_is(name: str) -> None:
     """Shape, the three parts of the docstring, and the parameters in one of the two."""
     network = get_model(name)
-    for count in (1, 128):
-        assert network(torch.zeros(count + 1, 1, 28, 28)).shape == (count + 1, 10)
+    assert network(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
     story, contract = sys.modules[name].__doc__, type(network).__doc__
     assert story and re.findall("^(Target|Result|Analysis)", story, re.MULTILINE) == PARTS
     assert f"{count_parameters(network):,} parameters" in f"{story}{contract}"
