@@ -281,7 +281,7 @@ def plot_frontier(tested: pd.DataFrame) -> bytes:
     axes.set_ylim(2.3, 0.28)
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("triangles: public results; hollow: chosen on the test set", fontsize=10)
+    axes.set_title("ours: 95 % interval; public: triangles, hollow if chosen on the test set")
     return png(figure)
 
 
