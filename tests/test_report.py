@@ -127,8 +127,8 @@ def test_report_md_holds_all_of_a_run(small_data, tmp_path, capsys) -> None:
     text = (folder / "report.md").read_text("utf-8")
     rows = [table_row(record) for record in read_metrics(folder)]
     parts = ["Target ", "Total params: 7,784", "- [x] BatchNorm: 7", "| convolution 16 to 18 "]
-    parts += [f"commit {read_config(folder)['commit']}", "| rotation | 7.0 |", "not met"]
-    parts += ["train.py --model model3 --recipe classic --set epochs=1 --seed 7`"]
+    parts += [f"commit {read_config(folder)['commit']},", "| rotation | 7.0 |", "not met"]
+    parts += ["recipe classic+epochs=1, seed 7, commit", "Checklist, challenge 20k"]
     assert [part for part in rows + parts if part not in text] == []
     linked = re.findall(r"!\[.*\]\((.*)\)", text)
     assert sorted(linked) == sorted(f"model3-{picture}.png" for picture in HANDED_IN)
