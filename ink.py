@@ -8,25 +8,48 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from scipy import ndimage
-from scipy.sparse.csgraph import connected_components
+from scipy.signal import find_peaks
 
 from mnist import IMAGE_SIZE
 from script import UsageError
 
-WORKING_SIZE = 4 * IMAGE_SIZE  # pixels: pictures are looked at no larger than this
+WORKING_SIZE = 4 * IMAGE_SIZE  # pixels: digits are looked at no larger than this
 KEPT_SIZE = 12 * WORKING_SIZE  # pixels: what is twice as long or more is shrunk at once
+BACKGROUND_SIZE = 2 * WORKING_SIZE  # pixels: paper and sheets are found at this size
 MIN_CONTRAST = 12  # of 255: paper and noise differ by less
+DARKEST = 0.15  # of the brightest paper: where less light falls, ink is not enhanced further
 MOST_FRAMES = 100  # of a GIF: so many are looked at for one with ink
 HEIC = {b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 LINE_LENGTH = 0.9  # of a side: what is straight so far is likely no stroke of a digit
-MOST_SLOPE = 0.04  # of such a line
+LINE_STEPS = 16  # such a line is level for this part of its length
+LINE_WIDTH = 0.015  # of its length: what is wider is no line
+PALE = 0.7  # of ink: darker ruling cannot be told from strokes by its darkness
 GRID = 3  # lines: no digit has as many
+COARSE = WORKING_SIZE / 3
+SHARP = 0.4  # of the difference of light and dark areas: at the edge of a sheet
 SHEET = (0.03, 0.97)  # of the picture: smaller areas are ink, larger ones all of it
+THRESHOLD = 0.25  # of ink: less is paper
+SPECK = 0.05  # of a digit's ink: less is dirt
+TALL = 0.5  # of a digit's height: less is a piece of a digit or a sign
+LEVEL = 0.15  # of its height: so much of it is beside its neighbour in a line
+REACH = 4  # heights: neighbours in a line are not farther apart
+SAME_LINE = 0.5  # heights: off the line through others
+WIDE = 0.75  # heights: what is wider may be several digits that touch
+CUT_SIZE = 40  # pixels: the height at which cuts are looked for
+SLANT_PRICE = 4  # strokes: of a cut of slope 1
+CUT_STROKES = 8  # strokes: the most that a cut crosses
+NOTCH = 0.1  # heights: the depth of a notch in the outline between digits that touch
+CUTS_APART = 0.06  # heights
+SLOPES = np.linspace(-0.4, 0.4, 9)  # of cuts
 TOUCHING = np.ones((3, 3), dtype=bool)  # a pixel and those at its sides and corners
 
 # ------------------------------------------------------------------------ files to pictures
@@ -115,185 +138,354 @@ def flatten(picture: Image.Image) -> Image.Image:
 # ------------------------------------------------------------------------- pictures to ink
 
 
+class Area(Enum):
+    """The part of a picture that may hold the digits."""
+
+    ALL = "all of it"
+    EDGE = "all of it, with paper beyond its edges"
+    LIGHT = "its largest light area, such as a sheet on a table"
+    DARK = "its largest dark area, such as a panel on a page"
+
+
+class Candidate(NamedTuple):
+    """What a picture may be, with the ink (H, W) from 0 to 1 that follows from it."""
+
+    area: Area
+    unruled: bool  # ruling has been removed
+    ink: np.ndarray
+
+
+def resize(pixels: np.ndarray, longest: int) -> np.ndarray:
+    """The same, reduced by averaging until no side has more than `longest` pixels."""
+    scale = longest / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    size = [max(1, round(scale * side)) for side in pixels.shape[1::-1]]
+    return np.reshape(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), (*size[::-1], *pixels.shape[2:]))
+
+
+def main_axis(pixels: np.ndarray) -> np.ndarray:
+    """The direction in colour along which centred pixels (..., channels) vary most."""
+    pixels = pixels.reshape(-1, pixels.shape[-1])
+    return np.linalg.eigh(pixels.T @ pixels).eigenvectors[:, -1]
+
+
 def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarray:
     """How much ink each pixel of a picture (H, W, channels) holds: (H, W), from 0 to 1.
 
-    Ink is what stands out from the paper around it, and covers less than the paper; so light and
-    shadow do not matter, nor which of the two is the darker. Beyond the edges lies paper of the
-    colour `paper`, or what lies at the edges. UsageError where nothing stands out.
+    Ink is what stands out from the paper around it and covers less than the paper; so light and
+    shadow do not matter, nor which of the two is darker. Beyond the edges lies paper of the colour
+    `paper`, or what lies at the edges. Raises UsageError where nothing stands out.
     """
-    high, wide, _ = pixels.shape
-    reach = min(max(high, wide) // 4, min(high, wide)) + 1
-    around = ((reach, reach), (reach, reach), (0, 0))
-    inner, pixels = pixels, np.pad(pixels, around, mode="edge")
-    if paper is not None:
-        pixels[:] = paper
-        pixels[reach:-reach, reach:-reach] = inner
-    size = int(0.3 * max(pixels.shape[:2])) | 1  # wider than any stroke
-    # The direction in colour along which the picture varies most, from paper to ink: the skew
-    # tells its sign, since ink is the rarer of the two.
-    detail, half = pixels[::2, ::2], size // 2 | 1  # enough for that
-    detail = detail - ndimage.uniform_filter(detail, (half, half, 1), mode="nearest")
-    detail = detail.reshape(-1, pixels.shape[2])
-    axis = np.linalg.eigh(detail.T @ detail).eigenvectors[:, -1]
+    high, wide, channels = pixels.shape
+    small = resize(pixels, BACKGROUND_SIZE)
+    reach = min(max(small.shape[:2]) // 4, min(small.shape[:2])) + 1
+    around = ((reach, reach), (reach, reach))
+    if paper is None:
+        padded = np.pad(small, (*around, (0, 0)), mode="edge")
+    else:
+        padded = np.full((small.shape[0] + 2 * reach, small.shape[1] + 2 * reach, channels), paper, np.float32)
+        padded[reach:-reach, reach:-reach] = small
+    size = int(0.3 * max(padded.shape[:2])) | 1  # wider than any stroke
+    half = size // 2 | 1
+    detail = padded - cv2.blur(padded, (half, half)).reshape(padded.shape)
+    axis = main_axis(detail)
     along = detail @ axis
-    axis = axis * np.sign((along * along * along).sum())  # far faster than ** 3
-    tone = pixels @ axis
-    ink = tone - ndimage.grey_opening(tone, (size, size), mode="nearest")
-    ink = ink[reach:-reach, reach:-reach]
+    axis = axis * np.sign((along * along * along).sum())  # skewed towards ink, the rarer of the two
+    tone = padded @ axis
+    ground = cv2.morphologyEx(tone, cv2.MORPH_OPEN, np.ones((size, size)), borderType=cv2.BORDER_REPLICATE)
+    ground = cv2.resize(ground[reach:-reach, reach:-reach], (wide, high))
+    ink = pixels @ axis - ground
+    if (axis <= 0).all():  # dark on light: where less light falls, ink differs by less
+        light = np.maximum(-ground, DARKEST * -ground.min())
+        ink = ink * (light.max() / light)
     full = np.quantile(ink[ink >= ink.max() / 2], 0.9)
     rest = ink[ink < full / 2]
-    noise = 2 * np.median(rest) if rest.size else 0.0
+    noise = 2 * max(0.0, np.median(rest)) if rest.size else 0.0
     if full < max(MIN_CONTRAST, 1.5 * noise):
         raise UsageError("nothing stands out on it: no digit found")
     return ((ink - noise) / (full - noise)).clip(0, 1)
 
 
-def find_lines(ink: np.ndarray) -> tuple[np.ndarray, int]:
+def find_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     """The level lines across nearly all of the ink (H, W): a mask (H, W), and how many they are."""
-    height, width = ink.shape
-    lines = np.zeros(ink.shape, dtype=bool)
-    across, most = np.arange(width), round(MOST_SLOPE * width)
-    inked = ndimage.grey_dilation(ink, (3, 1)) > 0.2  # faint where it passes from row to row
-    for rise in range(-most, most + 1, 2):  # a line may be slightly turned
-        rows = np.arange(height)[:, None] + np.round(rise * (across / width - 0.5)).astype(int)
-        rows = rows.clip(0, height - 1)
-        full = np.count_nonzero(inked[rows, across], axis=1) > LINE_LENGTH * width
-        lines[rows[full], across] = True
-    count = ndimage.label(lines[:, width // 2])[1]
+    width = ink.shape[1]
+    mask = cv2.dilate((ink > 0.15).astype(np.uint8), np.ones((3, 1)))
+    runs = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((1, max(3, width // LINE_STEPS))))
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(runs)
+    lines, count = np.zeros(ink.shape, dtype=bool), 0
+    for number in 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_WIDTH] > LINE_LENGTH * width):
+        y, x = np.nonzero(labels == number)
+        on_line = np.ones(len(y), dtype=bool)
+        for _ in range(3):  # without the strokes that touch it
+            off = np.abs(y - np.polyval(np.polyfit(x[on_line], y[on_line], 2), x))
+            on_line = off <= max(1.5, 2 * np.median(off))
+        if np.median(off) < LINE_WIDTH * width and len(np.unique(x[on_line])) > LINE_LENGTH * width:
+            lines[y[on_line], x[on_line]] = True
+            count += 1
     return lines, count
 
 
-def without_lines(ink: np.ndarray) -> tuple[np.ndarray, int]:
+def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     """Ink (H, W) without lines across it, of squared paper or a frame, and how many there are."""
-    (level, below), (upright, beside) = find_lines(ink), find_lines(ink.T)
+    (level, below), (upright, beside) = find_ruling(ink), find_ruling(np.ascontiguousarray(ink.T))
     lines = level | upright.T
     if not lines.any():
         return ink, 0
-    rest = np.where(lines, 0, ink)
-    closed = ndimage.grey_closing(rest, (7, 7))  # where strokes cross lines
-    return np.where(lines, np.minimum(closed, ink), ink), below + beside
+    pale = 1.5 * np.median(ink[lines & (ink > 0.1)])  # strokes are darker than pale ruling
+    darker = (ink - pale).clip(0) / (1 - pale) if pale < PALE else np.zeros_like(ink)
+    closed = cv2.morphologyEx(np.where(lines, 0, ink), cv2.MORPH_CLOSE, np.ones((7, 7)))  # where strokes cross lines
+    return np.where(lines, np.maximum(darker, np.minimum(closed, ink)), ink), below + beside
 
 
-def find_sheets(pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """The largest solid light and dark areas of a picture, holes filled: masks (H, W) by name.
-
-    A sheet of paper on a table, a panel on a page, or the inside of a frame.
-    """
-    colours = pixels.reshape(-1, pixels.shape[2])
-    colours = colours - colours.mean(axis=0)
-    axis = np.linalg.eigh(colours.T @ colours).eigenvectors[:, -1]
-    tone = pixels @ (axis * np.sign(axis.sum() or 1))
-    middle = tone.mean()
-    for _ in range(8):  # between the means of both sides (Ridler and Calvard, 1978)
-        above = tone > middle
-        if above.all() or not above.any():
-            return {}
-        middle = (tone[above].mean() + tone[~above].mean()) / 2
+def find_sheets(pixels: np.ndarray) -> dict[Area, np.ndarray]:
+    """The largest solid light and dark areas of a picture, holes filled: masks (H, W)."""
+    centred = pixels - pixels.mean(axis=(0, 1))
+    axis = main_axis(centred)
+    tone = cv2.normalize(pixels @ (axis * np.sign(axis.sum() or 1)), None, 0, 255, cv2.NORM_MINMAX)
+    tone = tone.astype(np.uint8)
+    _, light = cv2.threshold(tone, 0, 1, cv2.THRESH_OTSU)
+    if light.all() or not light.any():
+        return {}
+    step = tone[light > 0].mean() - tone[light == 0].mean()
     sheets = {}
-    for name, side in (("light", tone > middle), ("dark", tone <= middle)):
-        labels, _ = ndimage.label(side)
-        part = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-        outside, _ = ndimage.label(np.pad(~part, 1, constant_values=True))
-        sheet = (outside != outside[0, 0])[1:-1, 1:-1]  # binary_fill_holes is slower
-        rows, columns = ndimage.find_objects(sheet.astype(int))[0]
-        box = (rows.stop - rows.start) * (columns.stop - columns.start)
-        if sheet.sum() > 0.6 * box and part.sum() > 0.65 * sheet.sum():  # neither stroke nor ring
-            sheets[name] = sheet
+    for area, side in ((Area.LIGHT, light), (Area.DARK, 1 - light)):
+        outlines, _ = cv2.findContours(side, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        outline = max(outlines, key=cv2.contourArea)
+        sheet = cv2.drawContours(np.zeros_like(side), [outline], -1, 1, cv2.FILLED)
+        _, _, wide, high = cv2.boundingRect(outline)
+        around = cv2.dilate(sheet, np.ones((5, 5))) - sheet, sheet - cv2.erode(sheet, np.ones((5, 5)))
+        if not (around[0].any() and around[1].any()):
+            continue
+        edge = abs(tone[around[0] > 0].mean() - tone[around[1] > 0].mean())  # sharp, no fall of light
+        solid = sheet.sum() > 0.6 * wide * high and side[sheet > 0].mean() > 0.65
+        if solid and edge > SHARP * step and SHEET[0] < sheet.mean() < SHEET[1]:
+            sheets[area] = sheet
     return sheets
 
 
-def areas(pixels: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """What else than a picture (H, W, channels) `measure_ink` may be given: pixels and paper.
-
-    By name: the picture with paper around it, where something reaches the edge, and the largest
-    light and dark area of it, with paper in place of the rest.
-    """
-    found = {}
+def areas(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray, np.ndarray | None]]:
+    """The areas of a picture (H, W, channels) with what `measure_ink` takes: pixels and paper."""
+    yield Area.ALL, pixels, None
     paper = np.median(pixels, axis=(0, 1))
     contrast = np.abs(pixels - paper).max(axis=2)
     edge = np.concatenate([contrast[0], contrast[-1], contrast[:, 0], contrast[:, -1]])
     if edge.max() > contrast.max() / 2:
-        found["edge"] = pixels, paper
-    for name, sheet in find_sheets(pixels).items():
-        inside = ndimage.binary_erosion(sheet, iterations=max(1, round(max(sheet.shape) / 50)))
-        if SHEET[0] < sheet.mean() < SHEET[1] and inside.any():
+        yield Area.EDGE, pixels, paper
+    for area, sheet in find_sheets(resize(pixels, BACKGROUND_SIZE)).items():
+        margin = 2 * max(1, round(max(sheet.shape) / 50)) + 1
+        inside = cv2.erode(np.pad(sheet, 1), np.ones((margin, margin)))[1:-1, 1:-1]
+        inside = cv2.resize(inside, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+        if inside.any():
             paper = np.median(pixels[inside], axis=0)
-            found[name] = np.where(inside[..., None], pixels, paper), paper
-    return found
+            yield area, np.where(inside[..., None], pixels, paper).astype(np.float32), paper
 
 
-def inks(
-    pixels: np.ndarray, only: tuple[str, bool] | None = None
-) -> Iterator[tuple[str, bool, np.ndarray]]:
-    """What may be the ink of a picture (H, W, channels): an area, whether without lines, (H, W).
+def candidates(pixels: np.ndarray) -> Iterator[Candidate]:
+    """What a picture (H, W, channels) may be: each of its areas, with its ruling and without.
 
-    The area "all" is all of the picture; for others see `areas`. With `only`, no other pair of
-    area and lines; a closer look may show nothing but that area.
+    Where digits are larger than WORKING_SIZE, the ink is that of the picture made smaller.
     """
-    found = {"all": (pixels, None)}
-    if only is None or only[0] != "all":
-        found |= areas(pixels)
-    if only:
-        found = {only[0]: found.get(only[0], found["all"])}
-    has_lines = False
-    for area, (part, paper) in found.items():
-        if area == "edge" and has_lines:
-            continue  # they reach the edge, no digit does
+    for area, part, paper in areas(pixels):
         with contextlib.suppress(UsageError):
             ink = measure_ink(part, paper)
-            if only:
-                yield area, only[1], without_lines(ink)[0] if only[1] else ink
-                continue
-            clear, lines = without_lines(ink)
-            coarse = min(ink.shape) < WORKING_SIZE / 3  # a stroke may be as long as a line
-            if lines < GRID or coarse:
-                yield area, False, ink
+            clear, lines = remove_ruling(ink)
+            if lines < GRID or min(ink.shape) < COARSE:  # a stroke may be as long as a line
+                yield scaled(Candidate(area, False, ink), part, paper)
             if lines:
-                yield area, True, clear
-            has_lines = has_lines or (lines and not coarse)
+                yield scaled(Candidate(area, True, clear), part, paper)
 
 
-# --------------------------------------------------------------------------- ink to parts
+def scaled(candidate: Candidate, pixels: np.ndarray, paper: np.ndarray | None) -> Candidate:
+    """The candidate at a scale where its digits are at most about WORKING_SIZE pixels high."""
+    parts, _ = find_parts(candidate.ink)
+    if not parts:
+        return candidate
+    size = weighted_median(*np.array([(part.height, part.mass) for part in parts]).T)
+    if size <= 1.25 * WORKING_SIZE:
+        return candidate
+    ink = measure_ink(resize(pixels, round(max(pixels.shape) * WORKING_SIZE / size)), paper)
+    ink = remove_ruling(ink)[0] if candidate.unruled else ink
+    return candidate._replace(ink=ink)
 
 
-def find_parts(ink: np.ndarray) -> np.ndarray:
-    """The connected parts of the ink (H, W), numbered, without specks and edges of the paper: 0."""
-    labels, count = ndimage.label(ink > 0.25, TOUCHING)
-    mass = np.bincount(labels.ravel(), ink.ravel(), count + 1)
-    mass[0] = 0  # the paper
-    inside = mass.copy()
-    inside[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = 0
-    if inside.max() > 0.2 * mass.max():  # or the digit itself reaches the edge
-        mass = inside
-    return np.where((mass > 0.05 * mass.max())[labels], labels, 0)
+# --------------------------------------------------------------------------- ink to lines of parts
 
 
-def group(parts: np.ndarray) -> list[np.ndarray]:
-    """The digits that numbered parts make up, line by line from left to right: a mask (H, W) each.
+@dataclass(frozen=True)
+class Part:
+    """A connected part of the ink, or a piece of one: its pixels in `box` (left, top, right, bottom)."""
 
-    Parts belong together where one lies close above another, as the pieces of a broken stroke or
-    the bar of a 5 do, or where one is small and near.
+    box: tuple[int, int, int, int]
+    mask: np.ndarray  # (bottom - top, right - left)
+    mass: float  # sum of its ink
+    cut: float = 0.0  # strokes crossed by the cut on its left
+
+    @property
+    def height(self) -> int:
+        return self.box[3] - self.box[1]
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+
+def find_parts(ink: np.ndarray) -> tuple[list[Part], float]:
+    """The connected parts of the ink (H, W), without specks and edges of the paper.
+
+    Also how much ink was left out at the edges, in that of a digit.
     """
-    found = {number: box for number, box in enumerate(ndimage.find_objects(parts), 1) if box}
-    spans = np.array([[(side.start, side.stop) for side in box] for box in found.values()])
-    low, high = spans[..., 0], spans[..., 1]  # (N, 2), down and to the right
-    size, tallest = high - low, (high - low)[:, 0].max()
-    gap = np.maximum(low[:, None], low) - np.minimum(high[:, None], high)  # (N, N, 2)
-    shared = -gap[..., 1] > 0.3 * np.minimum(size[:, None, 1], size[:, 1])
-    small = np.minimum(size[:, None, 0], size[:, 0]) < 0.4 * tallest
-    joined = (shared & (gap[..., 0] < 0.15 * tallest)) | (small & (gap.max(2) < 0.2 * tallest))
-    count, digit_of = connected_components(joined)
-    numbers, digits = np.array(list(found)), []
-    for one in (digit_of == digit for digit in range(count)):
-        top, left, bottom = low[one, 0].min(), low[one, 1].min(), high[one, 0].max()
-        if bottom - top > 0.4 * tallest:
-            digits.append((top, bottom, left, np.isin(parts, numbers[one])))
-    digits.sort(key=lambda digit: digit[0])
-    result = []
-    while digits:  # a line: those whose middle is above the foot of the topmost
-        foot = digits[0][1]
-        line = [digit for digit in digits if (digit[0] + digit[1]) / 2 < foot]
-        digits = [digit for digit in digits if (digit[0] + digit[1]) / 2 >= foot]
-        result += [mask for *_, mask in sorted(line, key=lambda digit: digit[2])]
-    return result
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((ink > THRESHOLD).astype(np.uint8))
+    mass = np.bincount(labels.ravel(), ink.ravel(), count)
+    mass[0] = 0  # the paper
+    height, width = ink.shape
+    x, y, wide, high, _ = stats.T
+    at_edge = (x == 0) | (y == 0) | (x + wide == width) | (y + high == height)
+    if not mass.any():
+        return [], 0.0
+    size = weighted_median(high[~at_edge], mass[~at_edge]) if (~at_edge).any() else 0
+    inside, left_out = np.where(at_edge, 0, mass), np.zeros(1)
+    if inside.max() > 0.2 * mass.max():  # or the digit itself reaches the edge
+        like = (high > 0.6 * size) & (high < 1.5 * size) & (wide < 1.5 * size)
+        left_out = np.where(at_edge & ~like & (mass > SPECK * inside.max()), mass, 0)
+        mass = np.where(at_edge & ~like, 0, mass)
+    typical = weighted_median(mass, mass)
+    parts = []
+    for number in np.flatnonzero(mass > SPECK * typical):
+        box = (x[number], y[number], x[number] + wide[number], y[number] + high[number])
+        box = tuple(int(side) for side in box)
+        parts.append(Part(box, labels[box[1] : box[3], box[0] : box[2]] == number, mass[number]))
+    return parts, min(1.0, float(left_out.sum() / typical))
+
+
+def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    """The value that as much weight lies below as above."""
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
+
+
+def find_lines(parts: list[Part]) -> list[list[Part]]:
+    """Lines of parts from top to bottom, each from left to right.
+
+    Neighbours that stand about level are linked to chains; chains along one straight line join.
+    """
+    boxes = np.array([part.box for part in parts])
+    size = weighted_median(boxes[:, 3] - boxes[:, 1], np.array([part.mass for part in parts]))
+    tall = [part for part in parts if part.height > TALL * size]
+    chains = chain(tall, size)
+    slope = weighted_median(*np.array([(fit(line, 0)[0], len(line) - 1) for line in chains]).T) if len(tall) > len(chains) else 0.0
+    lines: list[list[Part]] = []
+    for line in sorted(chains, key=len, reverse=True):
+        (x, y), best = np.mean([part.centre for part in line], axis=0), None
+        for other in lines:
+            slope_, at = fit(other, slope)
+            distance = abs(y - at - slope_ * x)
+            apart = all(min(a.box[2], b.box[2]) - max(a.box[0], b.box[0]) < 0.3 * size for a in line for b in other)
+            if apart and distance < SAME_LINE * size and (best is None or distance < best[0]):
+                best = distance, other
+        if best:
+            best[1].extend(line)
+        else:
+            lines.append(list(line))
+    for part in parts:
+        if part.height <= TALL * size:
+            x, y = part.centre
+            distances = [abs(y - fit(line, slope)[1] - fit(line, slope)[0] * x) for line in lines]
+            if min(distances) < size:
+                lines[int(np.argmin(distances))].append(part)
+    middle = boxes[:, [0, 2]].mean()
+    lines.sort(key=lambda line: fit(line, slope)[1] + fit(line, slope)[0] * middle)
+    return [sorted(line, key=lambda part: part.centre[0]) for line in lines]
+
+
+def fit(line: list[Part], slope: float) -> tuple[float, float]:
+    """The straight line through the middles of parts: slope and height at 0.
+
+    With `slope`, where there are too few to tell.
+    """
+    x, y = np.array([part.centre for part in line]).T
+    if len(line) >= 3 and np.ptp(x) > 2 * max(part.height for part in line):
+        slope = float(np.polyfit(x, y, 1)[0])
+    return slope, float(np.median(y - slope * x))
+
+
+def chain(parts: list[Part], size: float) -> list[list[Part]]:
+    """Parts linked to their neighbours on the right, where both choose each other."""
+    left, top, right, bottom = np.array([part.box for part in parts]).T
+    shared = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
+    gap = left - right[:, None]
+    middle = (top + bottom) / 2
+    shift = np.abs(middle[:, None] - middle)
+    after = (left + right)[:, None] < left + right
+    level = shared > LEVEL * np.minimum((bottom - top)[:, None], bottom - top)
+    near = after & level & (gap < REACH * size) & (gap > -0.5 * size)
+    cost = np.where(near, np.maximum(gap, 0) + 2 * shift, np.inf)
+    best = cost.argmin(axis=1), cost.argmin(axis=0)
+    links = [(i, j) for i, j in enumerate(best[0]) if np.isfinite(cost[i, j]) and best[1][j] == i]
+    follower, first = dict(links), set(range(len(parts))) - {j for _, j in links}
+    chains = []
+    for i in sorted(first):
+        line = [parts[i]]
+        while (i := follower.get(i)) is not None:
+            line.append(parts[i])
+        chains.append(line)
+    return chains
+
+
+def cut(part: Part, ink: np.ndarray, size: float) -> list[Part]:
+    """A part cut where it is narrow, from left to right; whole where it is no wider than a digit.
+
+    A cut is the straight line through a notch in its upper or lower outline that crosses least ink.
+    """
+    left, top, right, bottom = part.box
+    if right - left < WIDE * size:
+        return [part]
+    held = np.where(part.mask, ink[top:bottom, left:right], 0).astype(np.float32)
+    shrink = max(1.0, part.height / CUT_SIZE)
+    shape = max(3, round((right - left) / shrink)), max(3, round(part.height / shrink))
+    small = cv2.resize(held, shape, interpolation=cv2.INTER_AREA)
+    found = sorted(find_cuts(small, size / shrink))
+    rows = (np.arange(part.height) + 0.5)[:, None] / shrink
+    columns = (np.arange(right - left) + 0.5) / shrink
+    piece_of = sum((columns > x + slope * rows).astype(int) for x, slope, _ in found)
+    pieces = []
+    for index, strokes in enumerate([0.0, *(strokes for *_, strokes in found)]):
+        mask = part.mask & (piece_of == index)
+        if mask.any():
+            y, x = ndimage.find_objects(mask.astype(np.uint8))[0]
+            box = (left + x.start, top + y.start, left + x.stop, top + y.stop)
+            mass = float(held[mask].sum())
+            pieces.append(Part(box, mask[y, x], mass, strokes if pieces else 0.0))
+    return pieces
+
+
+def find_cuts(ink: np.ndarray, size: float) -> list[tuple[float, float, float]]:
+    """Cuts through ink (H, W) of lines `size` high: column at the top, slope, strokes crossed."""
+    height, width = ink.shape
+    stroke, rows = stroke_width(ink), np.arange(height)
+    found = []
+    for flipped in (False, True):
+        inked = (ink[::-1] if flipped else ink) > 0.5
+        depth = np.where(inked.any(axis=0), inked.argmax(axis=0), height)
+        for x in find_peaks(depth, prominence=NOTCH * size)[0]:
+            y = height - 1 - depth[x] if flipped else depth[x]
+            columns = np.round(x + SLOPES[:, None] * (rows - y)).astype(int).clip(0, width - 1)
+            crossed = ink[rows, columns].sum(axis=1) / stroke
+            for price in (SLANT_PRICE, 4 * SLANT_PRICE):
+                best = int(np.argmin(crossed + price * np.abs(SLOPES)))
+                found.append((crossed[best], x - SLOPES[best] * y, SLOPES[best]))
+    cuts: list[tuple[float, float, float]] = []
+    for crossed, at, slope in sorted(found):
+        middle = at + slope * height / 2
+        near = any(abs(a + s * height / 2 - middle) < CUTS_APART * size for a, s, _ in cuts)
+        if crossed < CUT_STROKES and not near:
+            cuts.append((at, slope, crossed))
+    return cuts
+
+
+def stroke_width(ink: np.ndarray) -> float:
+    """The mean width of the strokes of ink (H, W), in pixels."""
+    inside = (ink > THRESHOLD).astype(np.uint8)
+    border = inside - cv2.erode(inside, np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return float(2 * ink.sum() / max(1, border.sum()))

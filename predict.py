@@ -21,10 +21,11 @@ import argparse
 import functools
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -32,7 +33,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from attempts import attempts, load_network
-from ink import KEPT_SIZE, TOUCHING, WORKING_SIZE, find_parts, group, inks, open_picture
+from ink import KEPT_SIZE, TALL, Area, Candidate, Part, candidates, cut, find_lines, find_parts, open_picture, resize, weighted_median
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
 from run_folder import ROOT
 from script import Parser, UsageError, exit_code, one_line, regular_file, whole_number
@@ -41,72 +42,65 @@ DEFAULT_MODEL = "model4"
 WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 THIN, THICKENED = 0.04, 0.09  # width of a stroke in the longer side of its digit
-FIRST_SIZE = 3 * IMAGE_SIZE  # pixels: so small is a picture at the first look
-SURE = 0.85  # probability: less is unsure; half of what is no digit, one of 75 of MNIST's
-PRICE = {"all": 0.0, "edge": -0.02, "light": 0.01, "dark": 0.02}  # of a guess, in probability
+SURE = 0.85
+PRICE = {Area.ALL: 0.0, Area.EDGE: -0.02, Area.LIGHT: 0.01, Area.DARK: 0.02}
+UNRULED_PRICE, PIECE_PRICE, SEVERAL_PRICE = 0.01, 0.01, 0.1
+CUT_PRICE, EDGE_PRICE = 0.05, 0.1
+LEFT_OUT, HEIGHT_PRICE, WIDTH_PRICE = 1.0, 2.0, 1.0
+MOST_PIECES, MOST_JOINED, WIDEST = 6, 5, 1.3
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
-# -------------------------------------------------------------------- pictures to MNIST's images
+# ------------------------------------------------------------------ parts to MNIST's images
 
 
 @dataclass(frozen=True)
 class Digit:
-    """A digit on a picture: left, top, right, bottom in pixels, and (28, 28) as uint8."""
+    """A digit on a picture: left, top, right, bottom in pixels, image (28, 28), probabilities (10,)."""
 
-    box: tuple[float, float, float, float]
+    box: tuple[float, ...]
     image: np.ndarray
+    probabilities: Tensor
 
 
-# What a picture may be: the area that counts, whether lines are left out, whether its parts are
-# several digits.
-Guess = tuple[str, bool, bool]
+@dataclass(frozen=True)
+class Reading:
+    """The digits of a picture line by line, and the probability that all of them are right."""
+
+    lines: list[list[Digit]]
+    score: float
+    confidence: float = 0.0
+    name: str = ""
+
+    @property
+    def digits(self) -> list[Digit]:
+        return [digit for line in self.lines for digit in line]
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(str(int(d.probabilities.argmax())) for d in line) for line in self.lines)
 
 
-def look(
-    picture: Image.Image, box: tuple[float, ...], shrink: float, only: Guess | None = None
-) -> dict[Guess, list[Digit]]:
-    """The digits in a box of a picture, made `shrink` times smaller, by what it may be."""
-    shape = [max(1, round((box[2 + axis] - box[axis]) / shrink)) for axis in (0, 1)]
-    close = picture.resize(shape, Image.Resampling.BOX, box=box)
-    levels = np.nan_to_num(np.asarray(close, dtype=np.float32))
-    pixels = np.atleast_3d(levels.clip(-1e4, 1e4))  # of 255: one that is far beyond hides no digit
-    digits = {}
-    for area, lines, ink in inks(pixels, only[:2] if only else None):
-        parts = find_parts(ink)
-        if parts.any():
-            for apart in (False, True) if only is None else only[2:]:
-                masks = group(parts) if apart else [parts > 0]
-                if only or apart < len(masks):
-                    guess = (area, lines, apart)
-                    digits[guess] = [cut_out(ink, mask, box, shrink) for mask in masks]
-    if not digits:
-        raise UsageError("nothing stands out on it: no digit found")
-    return digits
+class Segment(NamedTuple):
+    """The parts `first` to `end` of a line, as the image (28, 28) of one digit."""
+
+    first: int
+    end: int
+    box: tuple[int, int, int, int]
+    mass: float
+    image: np.ndarray
+    cut: float = 0.0  # strokes crossed by its cuts
 
 
-def cut_out(ink: np.ndarray, mask: np.ndarray, box: tuple[float, ...], shrink: float) -> Digit:
-    """The digit in a mask of the ink (H, W) of a box of a picture, made `shrink` times smaller."""
-    rows, columns = crop = ndimage.find_objects(mask.astype(int))[0]
-    sides = (columns.start, rows.start, columns.stop, rows.stop)
-    place = tuple(float(box[side % 2] + shrink * at) for side, at in enumerate(sides))
-    ink = ink * ndimage.binary_dilation(mask, TOUCHING)  # with its soft edges
-    return Digit(place, fit_and_centre(ink[crop]))
-
-
-def zoom(picture: Image.Image, guess: Guess, digits: list[Digit]) -> list[Digit]:
-    """The same digits after a closer look, with a margin around them."""
-    boxes = np.array([digit.box for digit in digits])
-    size = np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1))
-    low, high = boxes[:, :2].min(axis=0) - size / 4, boxes[:, 2:].max(axis=0) + size / 4 + 1
-    box = (*low.clip(0).astype(int), *np.minimum(high, picture.size).astype(int))
-    longest = max(box[2] - box[0], box[3] - box[1])
-    shrink = longest / WORKING_SIZE
-    if guess[2]:  # each of several as large as one
-        shrink = max(1.5 * size / WORKING_SIZE, longest / KEPT_SIZE)
-    try:
-        return look(picture, box, max(1, shrink), guess)[guess]
-    except UsageError:
-        return digits
+def segment(ink: np.ndarray, line: list[Part], first: int, end: int) -> Segment:
+    parts = line[first:end]
+    boxes = np.array([part.box for part in parts])
+    left, top, right, bottom = box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+    mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
+    for part in parts:
+        x, y = part.box[0] - left, part.box[1] - top
+        mask[y : y + part.mask.shape[0], x : x + part.mask.shape[1]] |= part.mask
+    mask = cv2.dilate(mask, np.ones((3, 3)))  # with its soft edges
+    return Segment(first, end, box, sum(part.mass for part in parts), fit_and_centre(ink[top:bottom, left:right] * mask), line[first].cut)
 
 
 def fit_and_centre(ink: np.ndarray) -> np.ndarray:
@@ -133,59 +127,125 @@ def fit_and_centre(ink: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------ images to digits
 
 
-def find_digits(
-    picture: Image.Image, network: nn.Module, several: bool = True
-) -> tuple[list[Digit], Tensor]:
-    """The digits on a picture as from `flatten`, and their probabilities (N, 10).
-
-    The network chooses what the picture is: that which it is most sure of, after a first look at
-    all of it and a closer one at the best two.
-    """
-    width, height = picture.size
-    shrink = max(1, min(max(width, height), 2 * height) / FIRST_SIZE)
-    guesses = look(picture, (0, 0, width, height), shrink)
-    guesses = {guess: digits for guess, digits in guesses.items() if several or not guess[2]}
-    if shrink == 1:  # no closer look shows more
-        _, guess, chances = judge(guesses, network)[0]
-        return guesses[guess], chances
-    first = judge(guesses, network) if len(guesses) > 1 else []
-    near = [guess for score, guess, _ in first[:2] if score > first[0][0] - 0.1] or guesses
-    closer = {guess: zoom(picture, guess, guesses[guess]) for guess in near}
-    score, guess, chances = judge(closer, network)[0]
-    if first and first[0][0] > score + 0.1:  # lines are easier to tell from strokes from afar
-        (_, guess, chances), closer = first[0], guesses
-    return closer[guess], chances
+class Line(NamedTuple):
+    parts: list[Part]
+    segments: list[Segment]
+    size: float
 
 
-def judge(
-    guesses: dict[Guess, list[Digit]], network: nn.Module
-) -> list[tuple[float, Guess, Tensor]]:
-    """Guesses with their scores and the probabilities (N, 10) of their digits, the best first."""
-    images = [digit.image for digits in guesses.values() for digit in digits]
-    chances = classify(network, torch.from_numpy(np.stack(images)))
-    judged = []
-    for guess, part in zip(guesses, chances.split([len(digits) for digits in guesses.values()])):
-        area, lines, apart = guess
-        most = part.max(dim=1).values
-        price = PRICE[area] + 0.01 * lines  # what is simple is likelier
-        if apart:  # two may be the pieces of one; that three or more are sure is no chance
-            price += -0.05 if len(most) > 2 and most.min() >= SURE else 0.1
-        judged.append((most.mean().item() - price, guess, part))
-    return sorted(judged, key=lambda one: one[0], reverse=True)
+class Layout(NamedTuple):
+    """A candidate with what each digit may be: lines of segments."""
+
+    candidate: Candidate
+    lines: list[Line]
+    whole: bool
+    left_out: float
 
 
-def read(
-    source: str | Path | Image.Image, network: nn.Module, several: bool = True
-) -> tuple[Image.Image, list[Digit], Tensor]:
-    """A picture as from `flatten`, its digits and their probabilities (N, 10); see `find_digits`.
+def lay_out(candidate: Candidate, several: bool) -> list[Layout]:
+    """How the ink of a candidate may be divided: all of it one digit, or lines of several."""
+    ink = candidate.ink
+    parts, left_out = find_parts(ink)
+    if not parts:
+        return []
+    layouts = []
+    if not several or len(parts) <= MOST_PIECES:
+        one = segment(ink, parts, 0, len(parts))
+        layouts.append(Layout(candidate, [Line(parts, [one], one.box[3] - one.box[1])], True, left_out))
+    if several:
+        lines = [cut_line(ink, line) for line in find_lines(parts)]
+        if sum(len(line.segments) for line in lines) > 1:
+            layouts.append(Layout(candidate, lines, False, left_out))
+    return layouts
 
-    Raises UsageError, which names the file, when there is no picture or no digit on it.
-    """
+
+def cut_line(ink: np.ndarray, line: list[Part]) -> Line:
+    size = float(np.median([part.height for part in line if part.height > TALL * max(p.height for p in line)]))
+    pieces = [piece for part in line for piece in cut(part, ink, size)]
+    found = []
+    for first in range(len(pieces)):
+        for end in range(first + 1, min(first + MOST_JOINED, len(pieces)) + 1):
+            if end > first + 1 and not joinable(pieces, first, end, size):
+                break
+            found.append(segment(ink, pieces, first, end))
+    return Line(pieces, found, size)
+
+
+def joinable(pieces: list[Part], first: int, end: int, size: float) -> bool:
+    """Whether parts may be one digit: not too wide, and near each other."""
+    parts = pieces[first:end]
+    left, right = min(part.box[0] for part in parts), max(part.box[2] for part in parts)
+    gap = parts[-1].box[0] - max(part.box[2] for part in parts[:-1])
+    small = min(parts[-1].height, parts[-2].height) < TALL * size
+    return right - left < WIDEST * size and gap < (0.25 if small else 0.12) * size
+
+
+def best_path(line: Line, logs: list[float]) -> tuple[float, list[int]]:
+    """The segments that make up a line at the least cost, and that cost."""
+    mass = weighted_median(*np.array([(part.mass, part.mass) for part in line.parts]).T)
+    best: list[tuple[float, list[int]]] = [(0.0, [])] + [(np.inf, [])] * len(line.parts)
+    for index, one in sorted(enumerate(line.segments), key=lambda pair: pair[1].first):
+        cost = best[one.first][0] - logs[index] + CUT_PRICE * one.cut
+        height = (one.box[3] - one.box[1]) / line.size
+        cost += HEIGHT_PRICE * max(0.0, 0.7 - height)
+        cost += WIDTH_PRICE * max(0.0, (one.box[2] - one.box[0]) / line.size - 0.85)
+        if cost < best[one.end][0]:
+            best[one.end] = cost, [*best[one.first][1], index]
+        if one.end == one.first + 1 and is_small(line.parts[one.first], line.size):
+            cost = best[one.first][0] + LEFT_OUT * line.parts[one.first].mass / mass
+            if cost < best[one.end][0]:
+                best[one.end] = cost, best[one.first][1]
+    return best[-1]
+
+
+def is_small(part: Part, size: float) -> bool:
+    return part.height < TALL * size
+
+
+def find_digits(picture: Image.Image, network: nn.Module, several: bool = True) -> list[Reading]:
+    """The readings of a picture as from `flatten`, the best first."""
+    levels = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+    pixels = resize(np.atleast_3d(levels.clip(-1e4, 1e4)), KEPT_SIZE)
+    layouts = [layout for one in candidates(pixels) for layout in lay_out(one, several)]
+    if not layouts:
+        raise UsageError("nothing stands out on it: no digit found")
+    images = [one.image for layout in layouts for line in layout.lines for one in line.segments]
+    chances = iter(classify(network, torch.from_numpy(np.stack(images))))
+    readings = []
+    for layout in layouts:
+        scale = max(picture.size) / max(layout.candidate.ink.shape)
+        total, lines = 0.0, []
+        for line in layout.lines:
+            rows = [next(chances) for _ in line.segments]
+            score, path = best_path(line, [row.max().clamp(min=1e-4).log().item() for row in rows])
+            total -= score
+            digits = []
+            for index in path:
+                one = line.segments[index]
+                digits.append(Digit(tuple(scale * at for at in one.box), one.image, rows[index]))
+            if digits:
+                lines.append(digits)
+        count = sum(map(len, lines))
+        price = PRICE[layout.candidate.area] + UNRULED_PRICE * layout.candidate.unruled
+        price += EDGE_PRICE * layout.left_out
+        if layout.whole:
+            price += PIECE_PRICE * (len(layout.lines[0].parts) - 1)
+        else:
+            price += SEVERAL_PRICE / max(count, 1)
+        if lines:
+            c = layout.candidate
+            readings.append(Reading(lines, total / count - price, 0.0, f"{c.area.name} {c.unruled} {layout.whole}"))
+    return sorted(readings, key=lambda one: one.score, reverse=True)
+
+
+def read(source: str | Path | Image.Image, network: nn.Module, several: bool = True) -> Reading:
+    """The reading of a picture; raises UsageError, which names the file, when there is none."""
     if not isinstance(source, Image.Image):
         regular_file(Path(source))
     try:
         picture = open_picture(source)
-        return picture, *find_digits(picture, network, several)
+        best = find_digits(picture, network, several)[0]
+        return replace(best, confidence=min(d.probabilities.max().item() for d in best.digits))
     except UsageError as error:
         file = "" if isinstance(source, Image.Image) else f"{source}: "
         raise UsageError(f"{file}{error}") from None
@@ -193,8 +253,8 @@ def read(
 
 def to_mnist(source: str | Path | Image.Image) -> Tensor:
     """What the network sees of a picture of one digit: (28, 28), uint8. Errors as `read` has."""
-    _, (digit,), _ = read(source, trained_network(None, None, False), several=False)
-    return torch.from_numpy(digit.image)
+    reading = read(source, trained_network(None, None, False), several=False)
+    return torch.from_numpy(reading.digits[0].image)
 
 
 def probabilities(
@@ -209,7 +269,8 @@ def probabilities(
     are read once a process. Raises UsageError, with the reason in one line, where there is no
     picture, no digit on it, or no such weights.
     """
-    return read(picture, trained_network(model, weights, tta), several=False)[2][0].tolist()
+    reading = read(picture, trained_network(model, weights, tta), several=False)
+    return reading.digits[0].probabilities.tolist()
 
 
 @functools.cache
