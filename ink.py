@@ -30,15 +30,18 @@ DARKEST = 0.15  # of the brightest paper: where less light falls, ink is not enh
 MOST_FRAMES = 100  # of a GIF: so many are looked at for one with ink
 HEIC = {b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 LINE_LENGTH = 0.9  # of a side: what is straight so far is likely no stroke of a digit
-LINE_STEPS = 16  # such a line is level for this part of its length
+LINE_STEPS = 10  # such a line is level for this part of its length
 LINE_WIDTH = 0.015  # of its length: what is wider is no line
 PALE = 0.7  # of ink: darker ruling cannot be told from strokes by its darkness
 GRID = 3  # lines: no digit has as many
 COARSE = WORKING_SIZE / 3
+SOLID = 0.8  # of the rectangle around a sheet
 SHARP = 0.4  # of the difference of light and dark areas: at the edge of a sheet
 SHEET = (0.03, 0.97)  # of the picture: smaller areas are ink, larger ones all of it
 THRESHOLD = 0.25  # of ink: less is paper
 SPECK = 0.05  # of a digit's ink: less is dirt
+FRAMED = 0.25  # of its height: what is as high inside a part makes it a frame
+MOST_PARTS = 300  # more are no writing
 TALL = 0.5  # of a digit's height: less is a piece of a digit or a sign
 LEVEL = 0.15  # of its height: so much of it is beside its neighbour in a line
 REACH = 4  # heights: neighbours in a line are not farther apart
@@ -46,7 +49,7 @@ SAME_LINE = 0.5  # heights: off the line through others
 WIDE = 0.75  # heights: what is wider may be several digits that touch
 CUT_SIZE = 40  # pixels: the height at which cuts are looked for
 SLANT_PRICE = 4  # strokes: of a cut of slope 1
-CUT_STROKES = 8  # strokes: the most that a cut crosses
+CUT_STROKES = 12  # strokes: the most that a cut crosses
 NOTCH = 0.1  # heights: the depth of a notch in the outline between digits that touch
 CUTS_APART = 0.06  # heights
 SLOPES = np.linspace(-0.4, 0.4, 9)  # of cuts
@@ -187,8 +190,7 @@ def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarr
         padded = np.full((small.shape[0] + 2 * reach, small.shape[1] + 2 * reach, channels), paper, np.float32)
         padded[reach:-reach, reach:-reach] = small
     size = int(0.3 * max(padded.shape[:2])) | 1  # wider than any stroke
-    half = size // 2 | 1
-    detail = padded - cv2.blur(padded, (half, half)).reshape(padded.shape)
+    detail = padded - cv2.blur(padded, (size, size)).reshape(padded.shape)
     axis = main_axis(detail)
     along = detail @ axis
     axis = axis * np.sign((along * along * along).sum())  # skewed towards ink, the rarer of the two
@@ -197,7 +199,7 @@ def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarr
     ground = cv2.resize(ground[reach:-reach, reach:-reach], (wide, high))
     ink = pixels @ axis - ground
     if (axis <= 0).all():  # dark on light: where less light falls, ink differs by less
-        light = np.maximum(-ground, DARKEST * -ground.min())
+        light = np.maximum(-ground, max(1.0, DARKEST * -ground.min()))
         ink = ink * (light.max() / light)
     full = np.quantile(ink[ink >= ink.max() / 2], 0.9)
     rest = ink[ink < full / 2]
@@ -211,15 +213,16 @@ def find_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     """The level lines across nearly all of the ink (H, W): a mask (H, W), and how many they are."""
     width = ink.shape[1]
     mask = cv2.dilate((ink > 0.15).astype(np.uint8), np.ones((3, 1)))
-    runs = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((1, max(3, width // LINE_STEPS))))
+    level = min(max(3, width // LINE_STEPS), WORKING_SIZE // 2)
+    runs = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((1, level)))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(runs)
     lines, count = np.zeros(ink.shape, dtype=bool), 0
     for number in 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_WIDTH] > LINE_LENGTH * width):
         y, x = np.nonzero(labels == number)
         on_line = np.ones(len(y), dtype=bool)
-        for _ in range(3):  # without the strokes that touch it
+        for _ in range(5):  # without the strokes that touch it
             off = np.abs(y - np.polyval(np.polyfit(x[on_line], y[on_line], 2), x))
-            on_line = off <= max(1.5, 2 * np.median(off))
+            on_line = off <= max(1.5, 1.5 * np.median(off))
         if np.median(off) < LINE_WIDTH * width and len(np.unique(x[on_line])) > LINE_LENGTH * width:
             lines[y[on_line], x[on_line]] = True
             count += 1
@@ -253,12 +256,12 @@ def find_sheets(pixels: np.ndarray) -> dict[Area, np.ndarray]:
         outlines, _ = cv2.findContours(side, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         outline = max(outlines, key=cv2.contourArea)
         sheet = cv2.drawContours(np.zeros_like(side), [outline], -1, 1, cv2.FILLED)
-        _, _, wide, high = cv2.boundingRect(outline)
+        wide, high = cv2.minAreaRect(outline)[1]
         around = cv2.dilate(sheet, np.ones((5, 5))) - sheet, sheet - cv2.erode(sheet, np.ones((5, 5)))
         if not (around[0].any() and around[1].any()):
             continue
         edge = abs(tone[around[0] > 0].mean() - tone[around[1] > 0].mean())  # sharp, no fall of light
-        solid = sheet.sum() > 0.6 * wide * high and side[sheet > 0].mean() > 0.65
+        solid = sheet.sum() > SOLID * wide * high and side[sheet > 0].mean() > 0.65
         if solid and edge > SHARP * step and SHEET[0] < sheet.mean() < SHEET[1]:
             sheets[area] = sheet
     return sheets
@@ -340,6 +343,12 @@ def find_parts(ink: np.ndarray) -> tuple[list[Part], float]:
     mass[0] = 0  # the paper
     height, width = ink.shape
     x, y, wide, high, _ = stats.T
+    around = np.flatnonzero(mass > SPECK * mass.max())
+    for number in around:  # a frame or a ring around digits is none itself
+        inside = (x[around] > x[number]) & ((x + wide)[around] < x[number] + wide[number])
+        inside &= (y[around] > y[number]) & ((y + high)[around] < y[number] + high[number])
+        if (high[around][inside] > FRAMED * high[number]).any():
+            mass[number] = 0
     at_edge = (x == 0) | (y == 0) | (x + wide == width) | (y + high == height)
     if not mass.any():
         return [], 0.0
@@ -351,7 +360,8 @@ def find_parts(ink: np.ndarray) -> tuple[list[Part], float]:
         mass = np.where(at_edge & ~like, 0, mass)
     typical = weighted_median(mass, mass)
     parts = []
-    for number in np.flatnonzero(mass > SPECK * typical):
+    numbers = np.flatnonzero(mass > SPECK * typical)
+    for number in numbers if len(numbers) <= MOST_PARTS else []:
         box = (x[number], y[number], x[number] + wide[number], y[number] + high[number])
         box = tuple(int(side) for side in box)
         parts.append(Part(box, labels[box[1] : box[3], box[0] : box[2]] == number, mass[number]))
@@ -472,7 +482,7 @@ def find_cuts(ink: np.ndarray, size: float) -> list[tuple[float, float, float]]:
             y = height - 1 - depth[x] if flipped else depth[x]
             columns = np.round(x + SLOPES[:, None] * (rows - y)).astype(int).clip(0, width - 1)
             crossed = ink[rows, columns].sum(axis=1) / stroke
-            for price in (SLANT_PRICE, 4 * SLANT_PRICE):
+            for price in (SLANT_PRICE, 20 * SLANT_PRICE):
                 best = int(np.argmin(crossed + price * np.abs(SLOPES)))
                 found.append((crossed[best], x - SLOPES[best] * y, SLOPES[best]))
     cuts: list[tuple[float, float, float]] = []

@@ -44,10 +44,10 @@ DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 THIN, THICKENED = 0.04, 0.09  # width of a stroke in the longer side of its digit
 SURE = 0.85
 PRICE = {Area.ALL: 0.0, Area.EDGE: -0.02, Area.LIGHT: 0.01, Area.DARK: 0.02}
-UNRULED_PRICE, PIECE_PRICE, SEVERAL_PRICE = 0.01, 0.01, 0.1
-CUT_PRICE, EDGE_PRICE = 0.05, 0.1
+UNRULED_PRICE, PIECE_PRICE, SEVERAL_PRICE = 0.04, 0.08, 0.06
+CUT_PRICE, STROKE_PRICE, EDGE_PRICE, LONE_PRICE = 0.1, 0.02, 0.1, 0.05
 LEFT_OUT, HEIGHT_PRICE, WIDTH_PRICE = 1.0, 2.0, 1.0
-MOST_PIECES, MOST_JOINED, WIDEST = 6, 5, 1.3
+MOST_PIECES, MOST_JOINED, WIDEST = 6, 6, 1.3
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
 # ------------------------------------------------------------------ parts to MNIST's images
@@ -140,6 +140,7 @@ class Layout(NamedTuple):
     lines: list[Line]
     whole: bool
     left_out: float
+    lone: bool = False
 
 
 def lay_out(candidate: Candidate, several: bool) -> list[Layout]:
@@ -155,7 +156,7 @@ def lay_out(candidate: Candidate, several: bool) -> list[Layout]:
     if several:
         lines = [cut_line(ink, line) for line in find_lines(parts)]
         if sum(len(line.segments) for line in lines) > 1:
-            layouts.append(Layout(candidate, lines, False, left_out))
+            layouts.append(Layout(candidate, lines, False, left_out, len(parts) == 1))
     return layouts
 
 
@@ -180,15 +181,16 @@ def joinable(pieces: list[Part], first: int, end: int, size: float) -> bool:
     return right - left < WIDEST * size and gap < (0.25 if small else 0.12) * size
 
 
-def best_path(line: Line, logs: list[float]) -> tuple[float, list[int]]:
+def best_path(line: Line, logs: list[float], whole: bool) -> tuple[float, list[int]]:
     """The segments that make up a line at the least cost, and that cost."""
     mass = weighted_median(*np.array([(part.mass, part.mass) for part in line.parts]).T)
     best: list[tuple[float, list[int]]] = [(0.0, [])] + [(np.inf, [])] * len(line.parts)
     for index, one in sorted(enumerate(line.segments), key=lambda pair: pair[1].first):
-        cost = best[one.first][0] - logs[index] + CUT_PRICE * one.cut
+        cost = best[one.first][0] - logs[index] + (CUT_PRICE + STROKE_PRICE * one.cut) * (one.cut > 0)
         height = (one.box[3] - one.box[1]) / line.size
         cost += HEIGHT_PRICE * max(0.0, 0.7 - height)
-        cost += WIDTH_PRICE * max(0.0, (one.box[2] - one.box[0]) / line.size - 0.85)
+        width = (one.box[2] - one.box[0]) / line.size
+        cost += WIDTH_PRICE * max(0.0, width - (1.2 if whole else 0.85))
         if cost < best[one.end][0]:
             best[one.end] = cost, [*best[one.first][1], index]
         if one.end == one.first + 1 and is_small(line.parts[one.first], line.size):
@@ -217,7 +219,7 @@ def find_digits(picture: Image.Image, network: nn.Module, several: bool = True) 
         total, lines = 0.0, []
         for line in layout.lines:
             rows = [next(chances) for _ in line.segments]
-            score, path = best_path(line, [row.max().clamp(min=1e-4).log().item() for row in rows])
+            score, path = best_path(line, [row.max().clamp(min=1e-4).log().item() for row in rows], layout.whole)
             total -= score
             digits = []
             for index in path:
@@ -229,9 +231,12 @@ def find_digits(picture: Image.Image, network: nn.Module, several: bool = True) 
         price = PRICE[layout.candidate.area] + UNRULED_PRICE * layout.candidate.unruled
         price += EDGE_PRICE * layout.left_out
         if layout.whole:
-            price += PIECE_PRICE * (len(layout.lines[0].parts) - 1)
+            tallest = max(part.height for part in layout.lines[0].parts)
+            price += PIECE_PRICE * (sum(part.height > TALL * tallest for part in layout.lines[0].parts) - 1)
         else:
             price += SEVERAL_PRICE / max(count, 1)
+            if layout.lone:
+                price += LONE_PRICE
         if lines:
             c = layout.candidate
             readings.append(Reading(lines, total / count - price, 0.0, f"{c.area.name} {c.unruled} {layout.whole}"))
