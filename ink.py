@@ -31,11 +31,12 @@ MOST_FRAMES = 100  # of a GIF: so many are looked at for one with ink
 HEIC = {b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 LINE_LENGTH = 0.9  # of a side: what is straight so far is likely no stroke of a digit
 LINE_STEPS = 10  # such a line is level for this part of its length
+MOST_LINE = 0.06  # of the square on its length: with the strokes that touch it
 LINE_WIDTH = 0.015  # of its length: what is wider is no line
 PALE = 0.7  # of ink: darker ruling cannot be told from strokes by its darkness
 GRID = 3  # lines: no digit has as many
 COARSE = WORKING_SIZE / 3
-SOLID = 0.8  # of the rectangle around a sheet
+SOLID = 0.85  # of the rectangle around a sheet
 SHARP = 0.4  # of the difference of light and dark areas: at the edge of a sheet
 SHEET = (0.03, 0.97)  # of the picture: smaller areas are ink, larger ones all of it
 THRESHOLD = 0.25  # of ink: less is paper
@@ -51,7 +52,7 @@ CUT_SIZE = 40  # pixels: the height at which cuts are looked for
 SLANT_PRICE = 4  # strokes: of a cut of slope 1
 CUT_STROKES = 12  # strokes: the most that a cut crosses
 NOTCH = 0.1  # heights: the depth of a notch in the outline between digits that touch
-CUTS_APART = 0.06  # heights
+CUTS_APART = 0.1  # heights
 SLOPES = np.linspace(-0.4, 0.4, 9)  # of cuts
 TOUCHING = np.ones((3, 3), dtype=bool)  # a pixel and those at its sides and corners
 
@@ -177,18 +178,16 @@ def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarr
     """How much ink each pixel of a picture (H, W, channels) holds: (H, W), from 0 to 1.
 
     Ink is what stands out from the paper around it and covers less than the paper; so light and
-    shadow do not matter, nor which of the two is darker. Beyond the edges lies paper of the colour
-    `paper`, or what lies at the edges. Raises UsageError where nothing stands out.
+    shadow do not matter, nor which of the two is darker. Beyond the edges lies what lies at them,
+    on the picture or on `paper`. Raises UsageError where nothing stands out.
     """
-    high, wide, channels = pixels.shape
+    high, wide, _ = pixels.shape
     small = resize(pixels, BACKGROUND_SIZE)
     reach = min(max(small.shape[:2]) // 4, min(small.shape[:2])) + 1
     around = ((reach, reach), (reach, reach))
-    if paper is None:
-        padded = np.pad(small, (*around, (0, 0)), mode="edge")
-    else:
-        padded = np.full((small.shape[0] + 2 * reach, small.shape[1] + 2 * reach, channels), paper, np.float32)
-        padded[reach:-reach, reach:-reach] = small
+    beyond = small if paper is None else cv2.resize(paper, small.shape[1::-1]).reshape(small.shape)
+    padded = np.pad(beyond, (*around, (0, 0)), mode="edge")
+    padded[reach:-reach, reach:-reach] = small
     size = int(0.3 * max(padded.shape[:2])) | 1  # wider than any stroke
     detail = padded - cv2.blur(padded, (size, size)).reshape(padded.shape)
     axis = main_axis(detail)
@@ -201,8 +200,10 @@ def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarr
     if (axis <= 0).all():  # dark on light: where less light falls, ink differs by less
         light = np.maximum(-ground, max(1.0, DARKEST * -ground.min()))
         ink = ink * (light.max() / light)
-    full = np.quantile(ink[ink >= ink.max() / 2], 0.9)
-    rest = ink[ink < full / 2]
+    step = max(1, max(high, wide) // (4 * WORKING_SIZE))
+    some = ink[::step, ::step]  # enough for statistics
+    full = np.quantile(some[some >= some.max() / 2], 0.9)
+    rest = some[some < full / 2]
     noise = 2 * max(0.0, np.median(rest)) if rest.size else 0.0
     if full < max(MIN_CONTRAST, 1.5 * noise):
         raise UsageError("nothing stands out on it: no digit found")
@@ -217,7 +218,8 @@ def find_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     runs = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((1, level)))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(runs)
     lines, count = np.zeros(ink.shape, dtype=bool), 0
-    for number in 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_WIDTH] > LINE_LENGTH * width):
+    long = stats[:, cv2.CC_STAT_WIDTH] > LINE_LENGTH * width
+    for number in np.flatnonzero(long & (stats[:, cv2.CC_STAT_AREA] < MOST_LINE * width**2)):
         y, x = np.nonzero(labels == number)
         on_line = np.ones(len(y), dtype=bool)
         for _ in range(5):  # without the strokes that touch it
@@ -270,18 +272,28 @@ def find_sheets(pixels: np.ndarray) -> dict[Area, np.ndarray]:
 def areas(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray, np.ndarray | None]]:
     """The areas of a picture (H, W, channels) with what `measure_ink` takes: pixels and paper."""
     yield Area.ALL, pixels, None
-    paper = np.median(pixels, axis=(0, 1))
-    contrast = np.abs(pixels - paper).max(axis=2)
+    small = resize(pixels, BACKGROUND_SIZE)
+    contrast = np.abs(small - np.median(small, axis=(0, 1))).max(axis=2)
     edge = np.concatenate([contrast[0], contrast[-1], contrast[:, 0], contrast[:, -1]])
     if edge.max() > contrast.max() / 2:
-        yield Area.EDGE, pixels, paper
-    for area, sheet in find_sheets(resize(pixels, BACKGROUND_SIZE)).items():
+        window = min(max(small.shape) // 2, 254) | 1
+        yield Area.EDGE, pixels, median_filter(small, window)
+    for area, sheet in find_sheets(small).items():
         margin = 2 * max(1, round(max(sheet.shape) / 50)) + 1
         inside = cv2.erode(np.pad(sheet, 1), np.ones((margin, margin)))[1:-1, 1:-1]
-        inside = cv2.resize(inside, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
         if inside.any():
-            paper = np.median(pixels[inside], axis=0)
-            yield area, np.where(inside[..., None], pixels, paper).astype(np.float32), paper
+            at = ndimage.distance_transform_edt(inside == 0, return_distances=False, return_indices=True)
+            paper = median_filter(small, margin | 7)[tuple(at)]  # the nearest, where light falls unevenly
+            size = pixels.shape[1::-1]
+            paper = cv2.resize(paper, size).reshape(pixels.shape)
+            inside = cv2.resize(inside, size, interpolation=cv2.INTER_NEAREST) > 0
+            yield area, np.where(inside[..., None], pixels, paper), None
+
+
+def median_filter(pixels: np.ndarray, window: int) -> np.ndarray:
+    """The median of each channel of pixels (H, W, channels) in a square."""
+    filtered = cv2.medianBlur(pixels.clip(0, 255).astype(np.uint8), window)
+    return filtered.reshape(pixels.shape).astype(np.float32)
 
 
 def candidates(pixels: np.ndarray) -> Iterator[Candidate]:
@@ -343,12 +355,7 @@ def find_parts(ink: np.ndarray) -> tuple[list[Part], float]:
     mass[0] = 0  # the paper
     height, width = ink.shape
     x, y, wide, high, _ = stats.T
-    around = np.flatnonzero(mass > SPECK * mass.max())
-    for number in around:  # a frame or a ring around digits is none itself
-        inside = (x[around] > x[number]) & ((x + wide)[around] < x[number] + wide[number])
-        inside &= (y[around] > y[number]) & ((y + high)[around] < y[number] + high[number])
-        if (high[around][inside] > FRAMED * high[number]).any():
-            mass[number] = 0
+    mass[find_frames(labels, stats, mass)] = 0
     at_edge = (x == 0) | (y == 0) | (x + wide == width) | (y + high == height)
     if not mass.any():
         return [], 0.0
@@ -366,6 +373,24 @@ def find_parts(ink: np.ndarray) -> tuple[list[Part], float]:
         box = tuple(int(side) for side in box)
         parts.append(Part(box, labels[box[1] : box[3], box[0] : box[2]] == number, mass[number]))
     return parts, min(1.0, float(left_out.sum() / typical))
+
+
+def find_frames(labels: np.ndarray, stats: np.ndarray, mass: np.ndarray) -> list[int]:
+    """The numbers of connected parts that enclose others, such as a ring around a digit."""
+    frames, large = [], np.flatnonzero(mass > SPECK * mass.max())
+    low = stats[:, :2]
+    high = low + stats[:, 2:4]
+    for number in large:
+        within = (low[large] > low[number]) & (high[large] < high[number])
+        tall = stats[large, cv2.CC_STAT_HEIGHT] > FRAMED * stats[number, cv2.CC_STAT_HEIGHT]
+        others = large[within.all(axis=1) & tall]
+        if len(others):
+            part = (labels == number).astype(np.uint8)
+            outline = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0][0]
+            middles = ((low + high) / 2)[others].tolist()
+            if any(cv2.pointPolygonTest(outline, middle, False) > 0 for middle in middles):
+                frames.append(number)
+    return frames
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
@@ -487,8 +512,8 @@ def find_cuts(ink: np.ndarray, size: float) -> list[tuple[float, float, float]]:
                 found.append((crossed[best], x - SLOPES[best] * y, SLOPES[best]))
     cuts: list[tuple[float, float, float]] = []
     for crossed, at, slope in sorted(found):
-        middle = at + slope * height / 2
-        near = any(abs(a + s * height / 2 - middle) < CUTS_APART * size for a, s, _ in cuts)
+        ends = np.array([at, at + slope * height])
+        near = any((abs(ends - [a, a + s * height]) < CUTS_APART * size).all() for a, s, _ in cuts)
         if crossed < CUT_STROKES and not near:
             cuts.append((at, slope, crossed))
     return cuts
