@@ -19,8 +19,8 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from scipy import ndimage
 from scipy.signal import find_peaks
 
+from cli import UsageError
 from mnist import IMAGE_SIZE
-from script import UsageError
 
 WORKING_SIZE = 4 * IMAGE_SIZE  # pixels: digits are looked at no larger than this
 KEPT_SIZE = 12 * WORKING_SIZE  # pixels: what is twice as long or more is shrunk at once

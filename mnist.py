@@ -1,52 +1,98 @@
-"""The dataset: MNIST's archives to tensors, random affine transforms, normalised batches."""
+"""The dataset: MNIST's archives to tensors, random affine transforms, normalized batches."""
 
 import gzip
 import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes import Recipe
-from script import UsageError, regular_file
+from cli import UsageError
+from files import regular_file
 
 DATA_DIR = Path(__file__).parent / "data"
 IMAGE_SIZE = 28  # pixels, both ways
 MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, in [0, 1]
 BLACK = -MEAN / STD  # a pixel of 0, normalised
+PARTS = ("train", "t10k")  # the training and the test set, in the names of the archives
 
 
-def load_mnist(data_dir: str | Path, train: bool) -> tuple[Tensor, Tensor]:
+class Augmentation(NamedTuple):
+    """Bounds of the random affine transform of an image; see recipes.Recipe for their units."""
+
+    rotation: float
+    translation: float
+    scaling: float
+    shear: float
+    interpolation: str
+
+
+def load_mnist(data_dir: str | Path, train: bool, download: bool = True) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) as uint8 and labels (N,) as int64: 60,000 or, for testing, 10,000.
 
-    Reads the archives in `data_dir`/MNIST/raw; torchvision downloads them where some are missing.
-    Raises UsageError when that is impossible or when one is damaged.
+    Reads the archives in `data_dir`/MNIST/raw, of any dataset in this format; torchvision downloads
+    MNIST's into a folder that has none. UsageError where an archive is missing, is damaged or does
+    not fit the others.
     """
-    raw, part = Path(data_dir) / "MNIST" / "raw", "train" if train else "t10k"
-    paths = [raw / f"{part}-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
+    raw = Path(data_dir) / "MNIST" / "raw"
+    names = [f"{part}-{kind}-ubyte.gz" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
+    missing = [name for name in names if not (raw / name).exists()]
+    if missing and download and not [*raw.glob("*-ubyte*")]:
+        download_mnist(data_dir)
+    elif missing:
+        what = f"{', '.join(missing)} not found in {raw}"
+        why = (
+            "only a folder without archives is filled"
+            if download
+            else "a dry run downloads nothing"
+        )
+        raise UsageError(f"--data-dir {data_dir}: {what}; {why}")
+    paths = [raw / name for name in names[0 if train else 2 :][:2]]
     try:
-        if not all(path.exists() for path in paths):
-            from torchvision.datasets import MNIST  # here, since it nearly doubles the start-up
-
-            MNIST(str(data_dir), download=True)
         images, labels = map(read_archive, paths)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":.")
-        raise UsageError(
-            f"--data-dir {data_dir}: no MNIST there ({reason}); put its four archives into {raw}"
-        ) from None
+    except OSError as error:
+        raise UsageError(f"--data-dir {data_dir}: {error.strerror} in {raw}") from None
+    check_dataset(paths, images, labels)
     return images[:, None], labels.long()
 
 
-def read_archive(path: Path) -> Tensor:
-    """The numbers in a gzipped file of MNIST, as uint8; UsageError where it is damaged.
+def download_mnist(data_dir: str | Path) -> None:
+    """Downloads MNIST by torchvision; UsageError where that fails."""
+    from torchvision.datasets import MNIST  # here, since it nearly doubles the start-up
 
-    Two zeros, a type (8: uint8) and the count of dimensions, in a byte each; the dimensions, in
-    four bytes each; the numbers (http://yann.lecun.com/exdb/mnist).
+    try:
+        MNIST(str(data_dir), download=True)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":.")
+        raise UsageError(
+            f"--data-dir {data_dir}: MNIST cannot be downloaded ({reason}); "
+            "put its four archives into its folder MNIST/raw"
+        ) from None
+
+
+def check_dataset(paths: list[Path], images: Tensor, labels: Tensor) -> None:
+    """UsageError unless there is a label from 0 to 9 for each image of 28 x 28 pixels."""
+    of_images, of_labels = paths
+    if images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or len(images) == 0:
+        shape = " x ".join(map(str, images.shape))
+        raise UsageError(f"{of_images} holds {shape} numbers; N x 28 x 28 are needed")
+    if labels.shape != images.shape[:1]:
+        shape = " x ".join(map(str, labels.shape))
+        raise UsageError(f"{of_labels} holds {shape} labels for {len(images)} images")
+    if labels.max() > 9:
+        raise UsageError(f"{of_labels} holds a label {labels.max()}; the digits are 0 to 9")
+
+
+def read_archive(path: Path) -> Tensor:
+    """Reads a gzipped IDX file of uint8; UsageError where it is damaged.
+
+    Two zeros, the type (8: uint8) and the number of dimensions, one byte each; the dimensions,
+    four bytes each; the values (http://yann.lecun.com/exdb/mnist).
     """
     try:
         unpacked = gzip.decompress(regular_file(path).read_bytes())
@@ -63,9 +109,9 @@ def affine_matrices(
 ) -> Tensor:
     """Affine transforms (N, 2, 3), as affine_grid takes them; every argument has N values.
 
-    Each leads from a pixel of the result to the place in the image that it is read from, with
-    both axes running from -1 to 1: the inverse of shift * rotation * shear * scale. Angles are in
-    radians, shifts in pixels. The arithmetic is that of torchvision's `affine`.
+    Each maps output to input coordinates, with both axes from -1 to 1: the inverse of
+    shift * rotation * shear * scale. Angles are in radians, shifts in pixels. The arithmetic is
+    that of torchvision's `affine`.
     """
     cos, sin, tan = angle.cos(), angle.sin(), shear.tan()
     to_x = torch.stack([cos - sin * tan, sin + cos * tan], dim=1) / scale[:, None]
@@ -75,33 +121,33 @@ def affine_matrices(
     return torch.cat([linear, -linear @ shift / (IMAGE_SIZE / 2)], dim=2)
 
 
-def draw_transforms(recipe: Recipe, count: int, generator: torch.Generator) -> Tensor:
-    """A random affine transform for each of `count` images, (count, 2, 3), as the recipe bounds."""
+def draw_transforms(bounds: Augmentation, count: int, generator: torch.Generator) -> Tensor:
+    """Draws an affine transform for each of `count` images: (count, 2, 3)."""
 
     def uniform(bound: float) -> Tensor:
         return (2 * torch.rand(count, generator=generator) - 1) * bound
 
-    angle, shear = uniform(math.radians(recipe.rotation)), uniform(math.radians(recipe.shear))
-    scale = uniform(math.log1p(recipe.scaling)).exp()
-    shift_x, shift_y = uniform(recipe.translation), uniform(recipe.translation)
+    angle, shear = uniform(math.radians(bounds.rotation)), uniform(math.radians(bounds.shear))
+    scale = uniform(math.log1p(bounds.scaling)).exp()
+    shift_x, shift_y = uniform(bounds.translation), uniform(bounds.translation)
     return affine_matrices(angle, scale, shear, shift_x, shift_y)
 
 
 def augment(images: Tensor, transforms: Tensor, interpolation: str) -> Tensor:
-    """Move each image (N, 1, H, W) by its own transform (N, 2, 3); zeros come in from outside."""
+    """Transforms each image (N, 1, H, W) by its own matrix (N, 2, 3), with zero padding."""
     grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode=interpolation, align_corners=False)
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Pixels from 0 to 1, in place, to mean 0 and standard deviation 1 over the training set."""
+    """Normalizes pixels from 0 to 1, in place, by mean and std of the training set."""
     return images.sub_(MEAN).div_(STD)
 
 
 def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
-    """One 32-bit seed for an epoch of a run; torch's CPU generator takes no more bits.
+    """A 32-bit seed for an epoch of a run; torch's CPU generator takes no more bits.
 
-    `stream` keeps apart what draws independently: 0 the batches, 1 the network's dropout.
+    `stream` separates independent draws: 0 the batches, 1 the network's dropout.
     """
     return int(np.random.SeedSequence((seed, epoch, stream)).generate_state(1)[0])
 
@@ -109,9 +155,9 @@ def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
 class Loader:
     """Batches of (images, labels) from a dataset that stays on its device as uint8.
 
-    Without a recipe: every image, in order, unchanged. With one: shuffled and augmented, by
-    draws that are a pure function of (seed, epoch) and made on the CPU, so that every device
-    sees the same batches and no epoch depends on an earlier one. `epoch` is set by the caller.
+    Without an augmentation: every image, in order. With one: shuffled and augmented, by draws that
+    are a pure function of (seed, epoch) and made on the CPU, so that every device gets the same
+    batches and no epoch depends on an earlier one. `epoch` is set by the caller.
     """
 
     def __init__(
@@ -119,38 +165,43 @@ class Loader:
         images: Tensor,
         labels: Tensor,
         batch_size: int,
-        recipe: Recipe | None = None,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.recipe, self.seed, self.epoch = recipe, seed, 1
+        self.augmentation, self.seed, self.epoch = augmentation, seed, 1
+        self.sizes = [len(part) for part in labels.split(batch_size)]
+        if len(self.sizes) > 1 and self.sizes[-1] == 1:  # BatchNorm cannot train on one value
+            self.sizes[-2:] = [batch_size + 1]
 
     def __len__(self) -> int:
-        """The number of batches, the last and shorter one included."""
-        return math.ceil(len(self.images) / self.batch_size)
+        """The number of batches; the last may be shorter, or longer by one image."""
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 1, 28, 28), float32 and normalised, and labels (B,)."""
-        if self.recipe is None:
-            batches = zip(self.images.split(self.batch_size), self.labels.split(self.batch_size))
-            for images, labels in batches:
-                yield normalize(images.float().div_(255)), labels
-            return
+        if self.augmentation:
+            return self.augmented_batches(self.augmentation)
+        batches = zip(self.images.split(self.sizes), self.labels.split(self.sizes))
+        return ((normalize(images.float().div_(255)), labels) for images, labels in batches)
+
+    def augmented_batches(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of `epoch`, shuffled and augmented."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.images), generator=generator)
-        transforms = draw_transforms(self.recipe, len(self.images), generator)
+        transforms = draw_transforms(augmentation, len(self.images), generator)
         order, transforms = order.to(self.images.device), transforms.to(self.images.device)
-        for index, moves in zip(order.split(self.batch_size), transforms.split(self.batch_size)):
+        for index, matrices in zip(order.split(self.sizes), transforms.split(self.sizes)):
             images = self.images[index].float().div_(255)
-            images = augment(images, moves, self.recipe.interpolation)
+            images = augment(images, matrices, augmentation.interpolation)
             yield normalize(images), self.labels[index]
 
 
 class AverageOfViews(nn.Module):
-    """A network that guesses by the mean of its softmax over nine views of an image.
+    """Averages the softmax of a network over nine views of an image (test-time augmentation).
 
-    The image itself, turned by 6 degrees to both sides, 7 % smaller and larger, and moved by one
-    pixel in four directions (test-time augmentation).
+    The image itself, rotated by 6 degrees to both sides, scaled by 1/1.07 and 1.07, and shifted by
+    one pixel in four directions.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -165,10 +216,10 @@ class AverageOfViews(nn.Module):
         self.register_buffer("transforms", transforms)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 1, 28, 28) to the logarithms of probabilities (N, 10)."""
-        guesses = [self.model(images).softmax(dim=1)]
+        """Normalised images (N, 1, 28, 28) to log-probabilities (N, 10)."""
+        probabilities = [self.model(images).softmax(dim=1)]
         for transform in self.transforms:
             transforms = transform.expand(len(images), 2, 3)
-            moved = augment(images - BLACK, transforms, "bilinear") + BLACK  # black comes in
-            guesses.append(self.model(moved).softmax(dim=1))
-        return torch.stack(guesses).mean(dim=0).log()
+            view = augment(images - BLACK, transforms, "bilinear") + BLACK  # zeros come in as black
+            probabilities.append(self.model(view).softmax(dim=1))
+        return torch.stack(probabilities).mean(dim=0).log()

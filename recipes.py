@@ -1,50 +1,50 @@
-"""The recipes: every setting of a training. With a network and a seed, one decides a run.
+"""The recipes: every setting of a training. A model, a recipe and a seed decide a run.
 
-A recipe of your own stands above RECIPES and goes into the tuple there; scripts and tables find it.
+Add a recipe of your own above RECIPES and to its tuple; every script and table finds it.
 """
 
+import ast
 import math
 import re
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
-from attempts import build_network, count_parameters
-from script import Parser, UsageError
+from cli import Parser, UsageError
 
 
 def setting(default: Any, *limits: Any) -> Any:
-    """A field of a recipe: its value in "classic"; the least and the most it can be, or a regex."""
+    """A field of a recipe, with its smallest and largest value, or a regular expression."""
     return field(default=default, metadata={"limits": limits})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting of a training, with its unit. The defaults are the recipe "classic".
+    """Every setting of a training, with its unit; the defaults are the recipe "classic".
 
-    Raises UsageError for a value of another type or beyond its limits.
+    UsageError for a value of another type or outside its limits.
     """
 
     name: str = setting("classic", r"[\w.+=-]+")
     epochs: int = setting(15, 1, 1000)
     batch_size: int = setting(128, 2, 9999)  # images
-    # Augmentation: every image has a draw of its own, uniform within these bounds.
-    rotation: float = setting(7.0, 0, 180)  # degrees, to both sides
-    translation: float = setting(0.0, 0, 28)  # pixels, to both sides, along x and along y
-    scaling: float = setting(0.0, 0, 9)  # 0.1: from 1/1.1 to 1.1 times, uniform in the logarithm
-    shear: float = setting(0.0, 0, 80)  # degrees, to both sides
+    # Augmentation: drawn for each image, uniformly between -x and +x.
+    rotation: float = setting(7.0, 0, 180)  # degrees
+    translation: float = setting(0.0, 0, 28)  # pixels, along x and along y
+    scaling: float = setting(0.0, 0, 9)  # 0.1: by a factor from 1/1.1 to 1.1, log-uniform
+    shear: float = setting(0.0, 0, 80)  # degrees
     interpolation: str = setting("nearest", "nearest|bilinear|bicubic")
-    # SGD with Nesterov momentum; OneCycleLR, stepped after every batch.
+    # SGD with Nesterov momentum, and OneCycleLR stepped per batch.
     momentum: float = setting(0.9, 1e-9, 1)
-    weight_decay: float = setting(0.0, 0, 1)  # of filters and matrices, not of biases and BatchNorm
+    weight_decay: float = setting(0.0, 0, 1)  # of weights, not of biases and BatchNorm
     max_lr: float = setting(0.3, 1e-9, 1e9)
-    pct_start: float = setting(0.2, 0.001, 0.999)  # the part of all batches in which it rises
-    div_factor: float = setting(10.0, 1, 1e9)  # the rate starts at max_lr / div_factor
+    pct_start: float = setting(0.2, 0.001, 0.999)  # fraction of all batches in which the LR rises
+    div_factor: float = setting(10.0, 1, 1e9)  # the LR starts at max_lr / div_factor
     final_div_factor: float = setting(100.0, 1, 1e9)  # and ends at that / final_div_factor
     # Cross-entropy, for training and for the reported loss.
     label_smoothing: float = setting(0.02, 0, 1)
-    # Exponential moving average of the weights and of BatchNorm's statistics, step by step.
-    ema_decay: float = setting(0.0, 0, 1)  # 0 for none
+    # Exponential moving average of the weights, updated per batch.
+    ema_decay: float = setting(0.0, 0, 1)  # 0 for no EMA
 
     def __post_init__(self) -> None:
         for part in fields(self):
@@ -58,22 +58,22 @@ class Recipe:
                 raise UsageError(f"recipe: {part.name} is {value!r}; it must be {must_be}")
 
     def has_ema(self, epoch: int) -> bool:
-        """Whether weights are averaged in `epoch`, from 1: after those in which the rate rises."""
+        """Whether the EMA is updated in `epoch`, from 1: in those after the LR's rise."""
         return self.ema_decay > 0 and epoch > math.ceil(self.pct_start * self.epochs)
 
     def changed(self, settings: list[str]) -> "Recipe":
-        """This recipe with such settings as "max_lr=0.2", which its name then has too."""
-        kinds = {part.name: part.type for part in fields(self)[1:]}
+        """This recipe with settings such as "max_lr=0.2", which become part of its name."""
+        types = {part.name: part.type for part in fields(self)[1:]}
         changes: dict[str, Any] = {}
         for name, _, text in (setting.partition("=") for setting in settings):
-            if name not in kinds:
-                raise UsageError(f"--set {name}: no setting; there are {', '.join(kinds)}")
+            if name not in types:
+                raise UsageError(f"--set {name}: no such setting; there are {', '.join(types)}")
             try:
-                changes[name] = kinds[name](text)
+                changes[name] = types[name](text)
             except ValueError:
-                changes[name] = text  # which the recipe refuses
-        batch_size = replace(self, **changes).batch_size  # which refuses what is beyond its limits
-        # Unless it was set, the average reaches back as many images, whatever the size of a batch.
+                changes[name] = text  # refused by __post_init__
+        batch_size = replace(self, **changes).batch_size
+        # Unless it is set, the EMA spans as many images as before, whatever the batch size.
         start = replace(self, ema_decay=self.ema_decay ** (batch_size / self.batch_size))
         changes = {name: value for name, value in changes.items() if value != getattr(start, name)}
         name = "+".join([self.name, *(f"{name}={changes[name]}" for name in sorted(changes))])
@@ -94,45 +94,66 @@ STRONG = Recipe(
     ema_decay=0.9995,  # over some 2,000 batches: about one epoch
 )
 MILDER: dict[str, Any] = {"rotation": 5.0, "translation": 0.5, "scaling": 0.05, "shear": 2.0}
-MILD = replace(STRONG, name="mild", weight_decay=0.0, **MILDER)  # for what underfits
+MILD = replace(STRONG, name="mild", weight_decay=0.0, **MILDER)  # for networks that underfit
 FAST = Recipe("fast", epochs=4, interpolation="bilinear", weight_decay=2e-4, **MILDER)
 RECIPES = {recipe.name: recipe for recipe in (CLASSIC, STRONG, MILD, FAST)}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides the result of a run, but for hardware and versions."""
+    """Everything that decides the result of a run, except hardware and versions."""
 
     model: str
     recipe: Recipe
-    seed: int = 42  # of every random draw
-    holdout: int = 0  # so many training images, the last ones, take the place of the test set
-    sizes: dict = field(default_factory=dict)  # arguments of the network, if any
+    seed: int = 42
+    holdout: int = 0  # the last so many training images are the validation split, if not 0
+    sizes: dict[str, Any] = field(default_factory=dict)  # arguments of the network
 
-    def __post_init__(self) -> None:
-        for part in fields(self):
-            if not isinstance(getattr(self, part.name), part.type):
-                raise TypeError(f"{part.name} of an experiment is no {part.type.__name__}")
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Experiment":
+        """The experiment in a run's config.json; UsageError where a value is missing or wrong."""
+        try:
+            values = {part.name: config[part.name] for part in fields(cls)}
+            experiment = cls(**values | {"recipe": Recipe(**config["recipe"])})
+            types = {"model": str, "seed": int, "holdout": int, "sizes": dict}
+            if not all(isinstance(values[name], types[name]) for name in types):
+                raise TypeError
+            if not (0 <= experiment.seed < 2**32 and experiment.holdout >= 0):
+                raise ValueError
+            return experiment
+        except (KeyError, TypeError, ValueError, UsageError):
+            reason = "is damaged, or of another version; start a new run"
+            raise UsageError(f"config.json {reason}") from None
 
     @property
     def network(self) -> str:
-        """The name of the network; of one that was given sizes, with its number of parameters."""
-        if not self.sizes:
-            return self.model
-        return f"{self.model}-{count_parameters(build_network(self.model, **self.sizes))}"
+        """The model's name, with its arguments if it was given any: "model6-width34"."""
+        words = (f"{k}{v}".translate(dict.fromkeys(b"()[] ")) for k, v in self.sizes.items())
+        return "-".join([self.model, *words])
 
     @property
     def name(self) -> str:
-        """What the run is called, and its folder."""
+        """The name of the run, and of its folder."""
         holdout = f"-holdout{self.holdout}" if self.holdout else ""
         return f"{self.network}-{self.recipe.name}-seed{self.seed}{holdout}"
 
 
+def sizes_of(settings: list[str]) -> dict[str, Any]:
+    """Arguments of a network from "width=34" or "stem=4,6"; UsageError if it is no literal."""
+    try:
+        return {k: ast.literal_eval(v) for k, _, v in (text.partition("=") for text in settings)}
+    except (ValueError, SyntaxError):
+        raise UsageError(f"--size {' '.join(settings)}: write it as --size width=34") from None
+
+
 def add_settings(parser: Parser) -> None:
-    """The options that choose a recipe and change settings of it."""
+    """Adds the options that choose a recipe and change settings of it, and a network's sizes."""
     change = partial(parser.add_argument, dest="settings", action="append", default=[])
-    recipe = {"choices": [*RECIPES], "default": "strong", "help": "default: %(default)s"}
-    parser.add_argument("--recipe", **recipe)
+    parser.add_argument("--recipe", choices=[*RECIPES], help="default: strong")
     change("--set", metavar="SETTING=VALUE", help="change a setting of the recipe: max_lr=0.2")
     change("--epochs", type="epochs={}".format, metavar="N", help="--set epochs=N")
     change("--batch-size", type="batch_size={}".format, metavar="N", help="--set batch_size=N")
+    size = "an argument of the network, if it has any: width=34"
+    parser.add_argument(
+        "--size", dest="sizes", action="append", default=[], metavar="NAME=VALUE", help=size
+    )

@@ -42,7 +42,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """Give back what belongs to the whole process: the number of threads, and its signals."""
+    """Restores what belongs to the whole process: the number of threads, and its signals."""
     before = torch.get_num_threads()
     # As Python has them: fixtures of modules call scripts too, which leave theirs behind.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -55,7 +55,7 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread(threads: None) -> None:
-    """For small work: more threads only wait for each other."""
+    """For small work, in which more threads only wait for each other."""
     torch.set_num_threads(1)
 
 
@@ -65,35 +65,42 @@ def mnist() -> Digits:
     return {part: load_mnist(DATA_DIR, part == "train") for part in COUNTS}
 
 
-@pytest.fixture(scope="session")
-def small_data(mnist: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with archives of COUNTS images, for what reads them in another process."""
-    data_dir = tmp_path_factory.mktemp("data")
-    (data_dir / "MNIST" / "raw").mkdir(parents=True)
+def write_archives(data_dir: Path, digits: Digits) -> Path:
+    """Writes the four archives of a dataset into a data folder, and returns the folder."""
+    raw = data_dir / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
     for part, prefix in (("train", "train"), ("test", "t10k")):
-        images, labels = (tensor[: COUNTS[part]] for tensor in mnist[part])
+        images, labels = digits[part]
         for name, numbers in (("images-idx3", images[:, 0]), ("labels-idx1", labels)):
             head = struct.pack(f">BBBB{numbers.ndim}I", 0, 0, 8, numbers.ndim, *numbers.shape)
-            content = gzip.compress(head + numbers.to(torch.uint8).numpy().tobytes())
-            (data_dir / "MNIST" / "raw" / f"{prefix}-{name}-ubyte.gz").write_bytes(content)
+            content = gzip.compress(head + numbers.to(torch.uint8).numpy().tobytes(), 1)
+            (raw / f"{prefix}-{name}-ubyte.gz").write_bytes(content)
     return data_dir
 
 
-def take_few(mnist: Digits, patch: pytest.MonkeyPatch) -> Digits:
-    """Let `train` find only COUNTS images."""
-    small = {part: tuple(x[:count] for x in mnist[part]) for part, count in COUNTS.items()}
-    patch.setattr(train, "load_mnist", lambda data_dir, train: small["train" if train else "test"])
-    return small
+@pytest.fixture(scope="session")
+def few(mnist: Digits) -> Digits:
+    """The first COUNTS images and labels of both sets."""
+    return {part: tuple(x[:count] for x in mnist[part]) for part, count in COUNTS.items()}
+
+
+@pytest.fixture(scope="session")
+def small_data(few: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with archives of COUNTS images, for what reads them in another process."""
+    return write_archives(tmp_path_factory.mktemp("data"), few)
 
 
 @pytest.fixture
-def small_mnist(mnist: Digits, monkeypatch: pytest.MonkeyPatch) -> Digits:
-    """What `take_few` lets `train` find."""
-    return take_few(mnist, monkeypatch)
+def small_mnist(few: Digits, monkeypatch: pytest.MonkeyPatch) -> Digits:
+    """COUNTS images, which are all that `train` finds."""
+    monkeypatch.setattr(
+        train, "load_mnist", lambda _, train, **how: few["train" if train else "test"]
+    )
+    return few
 
 
 def fail_at(number: int, owner: object, name: str, error: BaseException, patch) -> None:
-    """Make the call of owner.name with that number, counted from 1, raise `error`."""
+    """Makes the call of owner.name with that number, counted from 1, raise `error`."""
     function, calls = getattr(owner, name), itertools.count(1)
 
     def failing(*args: Any) -> Any:

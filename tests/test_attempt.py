@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import attempts
+import networks
 import train
-from run_folder import ROOT
-from script import UsageError
+from cli import UsageError
+from networks import ROOT
 
 # Nothing in it is as in the attempts that are here: a plain forward, a block of its own, a mean.
 NETWORK = '''"""An attempt of a stranger.
@@ -136,11 +136,11 @@ def test_a_file_that_is_no_attempt_says_how_to_mend_it(
 ) -> None:
     text, named = BAD[fault]
     (tmp_path / "model_bad.py").write_text(text.replace("Model_small", "Model_bad"))
-    monkeypatch.setattr(attempts, "ROOT", tmp_path)
+    monkeypatch.setattr(networks, "ROOT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "model_bad", raising=False)
     with pytest.raises(UsageError, match=r"^model_bad\.py .*\)$") as error:
-        attempts.build_network("model_bad")
+        networks.get_model("model_bad")
     assert named in str(error.value) and "\n" not in str(error.value)
     assert train.main(["--model", "model_bad", "--dry-run"]) == 2
     assert capsys.readouterr().err == f"train.py: error: {error.value}\n"
@@ -149,5 +149,5 @@ def test_a_file_that_is_no_attempt_says_how_to_mend_it(
 def test_names_are_found_by_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("model10.py", "model2.py", "model_small.py", "other.py", "model3.txt"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(attempts, "ROOT", tmp_path)
-    assert attempts.attempts() == ["model2", "model10", "model_small"]
+    monkeypatch.setattr(networks, "ROOT", tmp_path)
+    assert networks.list_models() == ["model2", "model10", "model_small"]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from cli import RunError
 from mnist import DATA_DIR
-from script import RunError
 from tools import benchmark
 from tools.benchmark import OURS, USUAL, figures, main, summary, this_repository
 

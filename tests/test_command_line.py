@@ -27,9 +27,8 @@ from torch import Tensor
 import mnist as dataset
 import run_folder
 import train
-from attempts import build_network
 from mnist import load_mnist
-from run_folder import ROOT
+from networks import ROOT, get_model
 
 LONG = "x" * 300  # more than file systems take
 Call = Callable[..., tuple[int, str, str]]
@@ -167,7 +166,7 @@ class Payload:
         return os.system, ("touch was_run",)
 
 
-STATE = build_network("model3").state_dict()
+STATE = get_model("model3").state_dict()
 FIRST, FILTERS = next(iter(STATE.items()))
 WHOLE = saved(STATE)
 HOSTILE = {"model": Payload(), "more": Payload()}
@@ -200,7 +199,7 @@ def test_files_without_weights_or_checkpoint(damage: str, stopped: Path, call: C
 
 
 def test_weights_tell_of_which_network_they_are(call: Call) -> None:
-    Path("some.pt").write_bytes(saved(build_network("model4").state_dict()))
+    Path("some.pt").write_bytes(saved(get_model("model4").state_dict()))
     code, out, _ = call("--evaluate", "some.pt")
     assert code == 0 and out.startswith("model4: test loss")
     assert_refused(call("--evaluate", "some.pt", "--model", "model5"), "model5")

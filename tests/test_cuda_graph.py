@@ -6,26 +6,26 @@ import pytest
 import torch
 from torch import nn
 
-from attempts import build_network
+from networks import get_model
 from recipes import STRONG
-from train import Learner
+from train import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA here")
 
 
-def train_on(model: nn.Module, sizes: list[int], graph: bool) -> tuple[list[float], Learner]:
+def train_on(model: nn.Module, sizes: list[int], graph: bool) -> tuple[list[float], Trainer]:
     """Losses of a batch of each size, and what learned, in double precision."""
     torch.manual_seed(0)
-    learner = Learner(model.double().cuda().train(), STRONG, 100)
+    trainer = Trainer(model.double().cuda().train(), STRONG, 100)
     if not graph:
-        learner.propagate = learner.propagate.propagate
+        trainer.forward_backward = trainer.forward_backward.forward_backward
     losses = []
     for size in sizes:
         images = torch.rand(size, 1, 28, 28, dtype=torch.float64).cuda()
-        loss, logits = learner.step(images, torch.arange(size).cuda() % 10)
+        loss, logits = trainer.step(images, torch.arange(size).cuda() % 10)
         assert logits.shape == (size, 10)
         losses.append(loss.item())
-    return losses, learner
+    return losses, trainer
 
 
 def test_it_learns_what_is_learned_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,22 +33,22 @@ def test_it_learns_what_is_learned_piece_by_piece(capsys: pytest.CaptureFixture[
     found = []
     for graph in (True, False):
         torch.manual_seed(1)
-        found.append(train_on(build_network("model5"), [32, 32, 7, 32, 9, 32], graph))
-    (losses, learner), (expected, plain) = found
-    assert learner.propagate.graph is not None and capsys.readouterr().err == ""
+        found.append(train_on(get_model("model5"), [32, 32, 7, 32, 9, 32], graph))
+    (losses, trainer), (expected, plain) = found
+    assert trainer.forward_backward.graph is not None and capsys.readouterr().err == ""
     assert losses == pytest.approx(expected, rel=1e-9)
-    torch.testing.assert_close(learner.model.state_dict(), plain.model.state_dict())
+    torch.testing.assert_close(trainer.model.state_dict(), plain.model.state_dict())
 
 
 def test_dropout_draws_anew_for_every_batch() -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
-    learner = train_on(model, [32], graph=True)[1]
+    trainer = train_on(model, [32], graph=True)[1]
     batch = torch.ones(32, 1, 28, 28, dtype=torch.float64).cuda(), torch.zeros(32).long().cuda()
     outputs = []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
-        outputs.append(learner.propagate(*batch)[1].clone())
+        outputs.append(trainer.forward_backward(*batch)[1].clone())
     assert outputs[0].equal(outputs[2]) and not outputs[0].equal(outputs[1])
 
 
@@ -84,6 +84,6 @@ def test_what_may_go_another_way_is_not_recorded(
         model = kind(784, 10)
         found.append(train_on(model, [32, 32, 7, 32], graph))
     assert "warning: no CUDA graph" in capsys.readouterr().err
-    assert found[0][1].propagate.graph is None
+    assert found[0][1].forward_backward.graph is None
     if kind is not Draws:  # whose generator is Python's, which a run does not seed
         assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)

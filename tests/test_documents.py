@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from attempts import attempts
-from run_folder import ROOT
+from networks import ROOT, list_models
 from tools import tables
 
 PUBLISHED = {"99.50", "99.27", "99.44"}  # of the first three attempts, by their author
@@ -33,7 +32,7 @@ def test_commands_of_the_documents_exist(capsys: pytest.CaptureFixture[str]) -> 
             assert re.search(rf"{option}\b", known), (tool or script, option)
 
 
-@pytest.mark.parametrize("name", ["CHANGELOG.md", *[f"{name}.py" for name in attempts()]])
+@pytest.mark.parametrize("name", ["CHANGELOG.md", *[f"{name}.py" for name in list_models()]])
 def test_every_accuracy_that_is_told_is_on_record(name: str) -> None:
     """A mean, least or greatest of the last epochs of some network and recipe, over its seeds."""
     by_run = tables.read_epochs().query("holdout == 0").groupby(["model", "recipe", "seed"])

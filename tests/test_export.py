@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from attempts import build_network, load_network
+from networks import get_model, load_model
 from predict import classify
 from tools import export
 
@@ -55,8 +55,8 @@ def own_network() -> nn.Module:
 @pytest.mark.parametrize("name", [*TRAINED, "own"])
 def test_the_files_give_the_digits_of_pytorch(name, mnist, tmp_path, monkeypatch, capfd) -> None:
     """As the README reads them: with nothing but the file and onnxruntime."""
-    network = own_network() if name == "own" else load_network(WEIGHTS / f"{name}.pt")[1]
-    monkeypatch.setattr(export, "load_network", lambda path: (name, network))
+    network = own_network() if name == "own" else load_model(WEIGHTS / f"{name}.pt")[1]
+    monkeypatch.setattr(export, "load_model", lambda path: (name, network))
     few = tuple(part[:1000] for part in mnist["test"])
     monkeypatch.setattr(export, "load_mnist", lambda data_dir, train: few)
     options = ["--int8"] if name == "model3" else []
@@ -84,7 +84,7 @@ def test_the_files_give_the_digits_of_pytorch(name, mnist, tmp_path, monkeypatch
 def test_a_layer_that_torch_cannot_export_is_named(tmp_path, monkeypatch, capsys) -> None:
     network = nn.Flatten()
     network.forward = lambda images: torch.special.i1e(images.flatten(1)[:, :10])
-    monkeypatch.setattr(export, "load_network", lambda path: ("model_own", network))
+    monkeypatch.setattr(export, "load_model", lambda path: ("model_own", network))
     assert export.main([str(tmp_path / "own.pt")]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "special_i1e" in error
@@ -92,14 +92,14 @@ def test_a_layer_that_torch_cannot_export_is_named(tmp_path, monkeypatch, capsys
 
 def test_no_average_depends_on_what_a_runtime_makes_of_ceil_mode() -> None:
     """With ceil_mode in the file, onnxruntime 1.20 gave other digits on 18 test images."""
-    content = onnx.load_from_string(export.to_onnx(export.from_pixels(build_network("model4"))))
+    content = onnx.load_from_string(export.to_onnx(export.from_pixels(get_model("model4"))))
     pools = [node for node in content.graph.node if node.op_type == "AveragePool"]
     fields = {field.name: [*field.ints] or field.i for field in pools[0].attribute}
     assert fields | {"ceil_mode": 0, "count_include_pad": 0, "pads": [0, 0, 1, 1]} == fields
 
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch, capsys) -> None:
-    content = export.to_onnx(export.from_pixels(build_network("model3")))  # without its weights
+    content = export.to_onnx(export.from_pixels(get_model("model3")))  # without its weights
     monkeypatch.setattr(export, "to_onnx", lambda model: content)
     path = tmp_path / "digits.onnx"
     assert export.main([str(WEIGHTS / "model3.pt"), "--out", str(path)]) == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from run_folder import ROOT
+from networks import ROOT
 
 EPOCHS = 9
 

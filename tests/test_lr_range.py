@@ -40,13 +40,13 @@ def learner_of(loss: Callable[[float], float]) -> SimpleNamespace:
 @pytest.mark.parametrize("explosion", [np.nan, np.inf, 5.0])
 def test_it_ends_where_the_loss_explodes(explosion: float) -> None:
     batches = [(None, None)] * 7
-    learner = learner_of(lambda rate: explosion if rate > 0.5 else 2.3)
-    assert len(lr_range.range_test(learner, batches)) == (lr_range.RATES <= 0.5).sum()
+    trainer = learner_of(lambda rate: explosion if rate > 0.5 else 2.3)
+    assert len(lr_range.range_test(trainer, batches)) == (lr_range.RATES <= 0.5).sum()
     assert len(lr_range.range_test(learner_of(lambda rate: 2.3), batches)) == 300
 
 
 def test_rates_of_a_known_curve(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr(lr_range, "Learner", lambda *_: learner_of(curve))
+    monkeypatch.setattr(lr_range, "Trainer", lambda *_: learner_of(curve))
     assert lr_range.main(["--out", str(tmp_path)]) == 0
     *lines, path = capsys.readouterr().out.splitlines()
     fastest, lowest, max_lr = (float(line.split("  ")[-1]) for line in lines)
@@ -56,7 +56,7 @@ def test_rates_of_a_known_curve(monkeypatch, tmp_path, capsys) -> None:
 
 def test_a_loss_that_never_falls_is_one_line(monkeypatch, tmp_path, capsys) -> None:
     for loss in (lambda rate: np.nan, lambda rate: 2.3 + rate):
-        monkeypatch.setattr(lr_range, "Learner", lambda *_, loss=loss: learner_of(loss))
+        monkeypatch.setattr(lr_range, "Trainer", lambda *_, loss=loss: learner_of(loss))
         assert lr_range.main(["--out", str(tmp_path)]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "model3: the loss falls at no rate" in error

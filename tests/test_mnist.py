@@ -5,12 +5,11 @@ import gzip
 import math
 import re
 import shutil
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Digits, write_archives
 from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.datasets import MNIST
@@ -19,9 +18,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 import train
+from cli import UsageError
 from mnist import DATA_DIR, AverageOfViews, Loader, augment, draw_transforms, load_mnist
 from recipes import CLASSIC, Experiment
-from script import UsageError
 
 STILL = dataclasses.replace(CLASSIC, rotation=0.0)
 GENERAL = dataclasses.replace(
@@ -29,60 +28,89 @@ GENERAL = dataclasses.replace(
 )
 
 RAW = DATA_DIR / "MNIST" / "raw"
+NAMES = ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"]
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    """A data folder that has the four archives and nothing else."""
-    shutil.copytree(RAW, tmp_path / "MNIST" / "raw", ignore=shutil.ignore_patterns("*-ubyte"))
-    return tmp_path
-
-
-def test_archives_are_the_published_ones_and_enough(data_dir: Path) -> None:
+def test_archives_are_the_published_ones(mnist: Digits) -> None:
     assert all(check_integrity(RAW / name, md5) for name, md5 in MNIST.resources)
-    for part, count, first in ((True, 60_000, [5, 0, 4, 1, 9]), (False, 10_000, [7, 2, 1, 0, 4])):
-        images, labels = load_mnist(data_dir, train=part)
+    for part, count, first in (("train", 60_000, [5, 0, 4, 1]), ("test", 10_000, [7, 2, 1, 0])):
+        images, labels = mnist[part]
         assert (images.shape, images.dtype) == ((count, 1, 28, 28), torch.uint8)
         assert (labels.shape, labels.dtype) == ((count,), torch.int64)
-        assert labels[:5].tolist() == first
+        assert labels[:4].tolist() == first
 
 
 DAMAGE = {
     "truncated": lambda content: content[:-1],
-    "flipped": lambda content: content[:2000] + bytes([content[2000] ^ 1]) + content[2001:],
+    "flipped": lambda content: content[:900] + bytes([content[900] ^ 1]) + content[901:],
     "no numbers": lambda content: gzip.compress(b""),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["t10k-images-idx3", "t10k-labels-idx1"])
-def test_damaged_file_is_named(data_dir: Path, name: str, damage: str) -> None:
-    path = data_dir / "MNIST" / "raw" / f"{name}-ubyte.gz"
+def test_damaged_archive_is_named(few: Digits, tmp_path: Path, damage: str) -> None:
+    path = write_archives(tmp_path, few) / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    with pytest.raises(UsageError, match=f"{re.escape(str(path))} is damaged"):
-        load_mnist(data_dir, train=False)
+    with pytest.raises(UsageError, match=f"^{re.escape(str(path))} is damaged.*$"):
+        load_mnist(tmp_path, train=False)
 
 
-def test_missing_data_without_network_names_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as error:
+def blank(count: int, side: int = 28) -> Tensor:
+    return torch.zeros(count, 1, side, side)
+
+
+WRONG = [  # images, labels, and what is said of them
+    (blank(5), torch.zeros(3), "labels-idx1-ubyte.gz holds 3 labels for 5 images"),
+    (blank(3), torch.tensor([0, 10, 9]), "labels-idx1-ubyte.gz holds a label 10"),
+    (blank(3, 16), torch.zeros(3), "images-idx3-ubyte.gz holds 3 x 16 x 16 numbers"),
+    (blank(0), torch.zeros(0), "images-idx3-ubyte.gz holds 0 x 28 x 28 numbers"),
+]
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(("images", "labels", "said"), WRONG)
+def test_images_and_labels_must_fit(part, images, labels, said, few, tmp_path, capsys) -> None:
+    """As a user sees it: one line, code 2, and no folder of a run."""
+    data_dir = write_archives(tmp_path / "data", few | {part: (images, labels)})
+    options = ["--data-dir", str(data_dir), "--out-dir", str(tmp_path / "runs")]
+    assert train.main(options) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+def test_only_a_folder_without_archives_is_filled(few, tmp_path, monkeypatch) -> None:
+    """The archives of a user are never overwritten, and a dry run downloads nothing."""
+    calls = []
+
+    def download(root: str, download: bool) -> None:
+        calls.append(root)
+        write_archives(Path(root), few)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", download)
+    empty, raw = tmp_path / "empty", tmp_path / "user" / "MNIST" / "raw"
+    with pytest.raises(
+        UsageError, match="-ubyte.gz, ".join(NAMES) + ".*a dry run downloads nothing"
+    ):
+        load_mnist(empty, train=True, download=False)
+    assert not calls and len(load_mnist(empty, train=False)[0]) == 300 and calls == [str(empty)]
+    for name in NAMES:
+        shutil.copytree(empty, tmp_path / "user", dirs_exist_ok=True)
+        (raw / f"{name}-ubyte.gz").unlink()
+        with pytest.raises(UsageError, match=f"user: {name}-ubyte.gz not found in [^,]*; only"):
+            load_mnist(tmp_path / "user", train=False)
+    assert calls == [str(empty)]
+
+
+def test_failed_download_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^.*downloaded.*put its four archives into.*$"):
         load_mnist(tmp_path, train=True)
-    assert "\n" not in str(error.value) and str(tmp_path / "MNIST" / "raw") in str(error.value)
-
-
-def test_missing_archives_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(RAW)  # which the server serves
-    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        assert len(load_mnist(tmp_path, train=False)[0]) == 10_000
-        server.shutdown()
 
 
 # ------------------------------------------------------------------------ augmentation
 
 
 def parameters(maps: Tensor) -> dict[str, Tensor]:
-    """Arguments of torchvision's `affine` that maps (N, 2, 3) stand for: degrees and pixels."""
+    """Arguments of torchvision's `affine` for transforms (N, 2, 3), in degrees and pixels."""
     linear, offset = maps.double().split([2, 1], dim=2)
     scale = 1 / linear[:, 1].norm(dim=1)
     sin, cos = -linear[:, 1, 0] * scale, linear[:, 1, 1] * scale
@@ -107,7 +135,7 @@ def test_classic_rotates_by_up_to_seven_degrees_as_torchvision_does(mnist: dict)
     images = mnist["test"][0][:1000]
     maps, drawn = draw(CLASSIC, len(images))
     ours = augment(images.float(), maps, CLASSIC.interpolation)
-    # `rotate` turns counter-clockwise, `affine` clockwise.
+    # `rotate` is counter-clockwise, `affine` clockwise.
     angles = (-drawn["angle"]).tolist()
     theirs = torch.stack([TF.rotate(x, a, fill=0) for x, a in zip(images, angles)])
     assert torch.equal(ours, theirs.float())
@@ -152,15 +180,18 @@ def batches(loader: Loader, epoch: int) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def test_every_training_image_once_an_epoch_with_its_label(mnist: dict) -> None:
-    """Labels that number the images tell which ones an epoch has; none of them is moved."""
-    images = mnist["train"][0][:300]
-    loader = Loader(images, torch.arange(300), 128, STILL)
-    assert [len(labels) for _, labels in loader] == [128, 128, 44] and len(loader) == 3
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(300, [128, 128, 44]), (256, [128, 128]), (257, [128, 129]), (1, [1])]
+)
+def test_every_training_image_once_an_epoch_with_its_label(mnist, count, sizes) -> None:
+    """The labels number the images, and none of them is moved. No batch of one follows others."""
+    images, numbers = mnist["train"][0][:count], torch.arange(count)
+    loader = Loader(images, numbers, 128, STILL)
+    assert [len(labels) for _, labels in loader] == sizes and len(loader) == len(sizes)
     moved, order = batches(loader, epoch=1)
-    assert not torch.equal(order, torch.arange(300))
-    assert torch.equal(order.sort().values, torch.arange(300))
-    still, _ = batches(Loader(images, torch.arange(300), 128), epoch=1)
+    assert torch.equal(order.sort().values, numbers)
+    assert count == 1 or not torch.equal(order, numbers)
+    still, _ = batches(Loader(images, numbers, 128), epoch=1)
     assert torch.equal(moved, still[order])
 
 
@@ -179,18 +210,18 @@ def test_batches_are_a_pure_function_of_seed_and_epoch(mnist: dict) -> None:
         assert not torch.equal(order, epoch_of(seed, epoch)[1])
 
 
-def test_test_loader_is_neither_shuffled_nor_augmented_nor_cut(data_dir: Path) -> None:
+def test_test_loader_is_neither_shuffled_nor_augmented_nor_cut(mnist: Digits) -> None:
     """Its batches, exactly, are what torchvision's usual transforms make of the test set."""
     _, loader = train.build_loaders(Experiment("model3", CLASSIC), torch.device("cpu"))
     images, labels = zip(*loader)
     assert [len(part) for part in labels] == [250] * 40 and len(loader) == 40
     usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    reference = MNIST(data_dir, train=False, transform=usual, download=True)  # unpacks
-    assert torch.equal(torch.cat(images), torch.stack([image for image, _ in reference]))
-    assert torch.cat(labels).tolist() == [label for _, label in reference]
+    reference = torch.stack([usual(image[0].numpy()) for image in mnist["test"][0][::9]])
+    assert torch.equal(torch.cat(images)[::9], reference)
+    assert torch.equal(torch.cat(labels), mnist["test"][1])
 
 
-def test_holdout_takes_the_last_training_images(small_mnist: dict) -> None:
+def test_validation_images_are_the_last_training_images(small_mnist: Digits) -> None:
     experiment = Experiment("model3", CLASSIC, holdout=100)
     loader, val_loader = train.build_loaders(experiment, torch.device("cpu"))
     images, labels = small_mnist["train"]
@@ -198,6 +229,9 @@ def test_holdout_takes_the_last_training_images(small_mnist: dict) -> None:
     val_images, val_labels = batches(val_loader, epoch=1)
     assert torch.equal(val_labels, labels[400:])
     assert torch.equal(val_images, (images[400:] / 255 - 0.1307) / 0.3081)
+    for count in (499, 500, 501):
+        with pytest.raises(UsageError, match=f"--holdout {count}: .* at least two must be left"):
+            train.build_loaders(Experiment("model3", CLASSIC, 42, count), torch.device("cpu"))
 
 
 def test_nine_views_are_those_of_torchvision(mnist: dict) -> None:
@@ -208,12 +242,12 @@ def test_nine_views_are_those_of_torchvision(mnist: dict) -> None:
 
     def network(images: Tensor) -> Tensor:
         seen.append(images)
-        return torch.eye(10)[len(seen) - 1].expand(len(images), 10).log()  # sure of another digit
+        return torch.eye(10)[len(seen) - 1].expand(len(images), 10).log()  # a digit for each view
 
-    guess = AverageOfViews(nn.Identity())
-    guess.model.forward = network
-    chances = guess((pixels - 0.1307) / 0.3081).exp()
-    torch.testing.assert_close(chances[0], torch.tensor([1 / 9] * 9 + [0]))
+    average = AverageOfViews(nn.Identity())
+    average.model.forward = network
+    probabilities = average((pixels - 0.1307) / 0.3081).exp()
+    torch.testing.assert_close(probabilities[0], torch.tensor([1 / 9] * 9 + [0]))
     for view, (angle, x, y, scale) in zip(seen, moves, strict=True):
         reference = TF.affine(pixels, angle, [x, y], scale, [0.0, 0.0], InterpolationMode.BILINEAR)
         torch.testing.assert_close(view, (reference - 0.1307) / 0.3081, atol=1e-3, rtol=0)

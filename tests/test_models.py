@@ -11,8 +11,8 @@ from scipy import fft, ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import attempts
-from attempts import build_network, count_parameters
+import networks
+from networks import count_parameters, get_model
 
 PARTS = ["Target", "Result", "Analysis"]
 COUNTS = {"model1": 13_808, "model2": 9_382, "model3": 7_784}
@@ -172,10 +172,10 @@ def described(name: str) -> nn.Sequential:
     return nn.Sequential(*layers[name], nn.Flatten())
 
 
-@pytest.mark.parametrize("name", attempts.attempts())
+@pytest.mark.parametrize("name", networks.list_models())
 def test_every_attempt_is_what_its_file_says(name: str) -> None:
     """Shape, parameters and the three parts of the docstring, of a stranger's file too."""
-    network = build_network(name)
+    network = get_model(name)
     for count in (1, 128):
         assert network(torch.zeros(count + 1, 1, 28, 28)).shape == (count + 1, 10)
     story, contract = sys.modules[name].__doc__, type(network).__doc__
@@ -188,7 +188,7 @@ def test_every_attempt_is_what_its_file_says(name: str) -> None:
 def test_network_is_the_described_one(name: str, training: bool, mnist: dict) -> None:
     """Same logits, gradients and statistics: pooling before ReLU is the same as after it."""
     torch.manual_seed(0)
-    model, reference = build_network(name).double(), described(name).double()
+    model, reference = get_model(name).double(), described(name).double()
     assert count_parameters(model) == COUNTS[name]
     for parameter in model.parameters():  # of both signs, BatchNorm's too: then order matters
         nn.init.normal_(parameter)

@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from run_folder import ROOT
+from networks import ROOT
 
 NOTEBOOK = nbformat.read(ROOT / "mnist_sub_8k.ipynb", as_version=4)
 CELLS = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]

@@ -22,8 +22,8 @@ from test_export import TRAINED, own_network
 from torch import nn
 
 import predict
-from attempts import load_network
 from mnist import DATA_DIR, load_mnist
+from networks import load_model
 from tools import tables
 from tools.page import build
 
@@ -196,9 +196,9 @@ def test_networks_that_cannot_be_run_are_left_out(mnist, tmp_path, monkeypatch, 
     silu = nn.Sequential(nn.Flatten(), nn.SiLU(), nn.Linear(784, 10))
 
     def load(path: Path, name: str) -> tuple[str, nn.Module]:
-        return (name, silu) if name == "model_silu" else load_network(path, name)
+        return (name, silu) if name == "model_silu" else load_model(path, name)
 
-    monkeypatch.setattr(build, "load_network", load)
+    monkeypatch.setattr(build, "load_model", load)
     monkeypatch.setattr(build, "WEIGHTS", tmp_path)
     shutil.copy(build.ROOT / "weights" / "model3.pt", tmp_path)
     for name in ("model_silu", "model4"):
@@ -216,7 +216,7 @@ def test_networks_read_as_pytorch_does(name: str, opened: Browser, mnist: Digits
     images, network = mnist["test"][0][::100, 0].contiguous(), own_network()
     script = f"{{layers: unpacked({json.dumps(build.layers(network))})}}"
     if name != "own":
-        _, network = load_network(build.WEIGHTS / f"{name}.pt")
+        _, network = load_model(build.WEIGHTS / f"{name}.pt")
         script = f"NETWORKS.find((entry) => entry.name === '{name}')"
     expected, found = predict.classify(network, images).numpy(), guesses(opened, script, images)
     assert np.abs(found - expected).max() < 1e-3

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import nn
 
 import predict
-from attempts import load_network
+from cli import UsageError
 from mnist import AverageOfViews
-from script import UsageError
+from networks import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,7 +156,7 @@ def test_a_program_gets_what_the_command_line_says(options, photos: list[Path], 
 
 
 def test_tta_averages_nine_views(photos: list[Path]) -> None:
-    _, model = load_network(predict.WEIGHTS_DIR / f"{predict.DEFAULT_MODEL}.pt")
+    _, model = load_model(predict.WEIGHTS_DIR / f"{predict.DEFAULT_MODEL}.pt")
     seen = torch.stack([predict.to_mnist(path) for path in photos])
     found = torch.tensor([predict.probabilities(path, tta=True) for path in photos])
     expected = predict.classify(AverageOfViews(model).eval(), seen)

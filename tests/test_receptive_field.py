@@ -7,7 +7,7 @@ import re
 import pytest
 from torch import nn
 
-from attempts import attempts, build_network
+from networks import get_model, list_models
 from tools import receptive_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,12 +39,12 @@ def test_rf_md_is_up_to_date_and_a_stale_one_is_noticed(tmp_path, monkeypatch, c
     assert "RF.md is stale" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", attempts())
+@pytest.mark.parametrize("name", list_models())
 def test_fields_are_those_by_hand_and_those_measured(name: str) -> None:
     rows = rows_of(name)
     if name in BY_HAND:
         assert tuple(" ".join(row[column] for row in rows) for column in (3, 4)) == BY_HAND[name]
-        source = inspect.getsource(type(build_network(name)))
+        source = inspect.getsource(type(get_model(name)))
         comments = re.findall(r"# ([0-9x ]+), RF ([0-9]+)", source)
         told = iter((row[2], row[3]) for row in rows)
         assert len(comments) > 5 and all(comment in told for comment in comments)  # in order
@@ -60,7 +60,7 @@ def test_what_cannot_be_computed_is_measured(monkeypatch: pytest.MonkeyPatch) ->
         nn.Flatten(),
     ]
     network = nn.Sequential(*layers, nn.Linear(4 * 56 * 56, 10))
-    monkeypatch.setattr(receptive_field, "build_network", lambda name: network)
+    monkeypatch.setattr(receptive_field, "get_model", lambda name: network)
     rows = rows_of("model_own")
     assert [row[1] for row in rows[:2]] == ["3/1/same", "-"]
     assert [row[3] for row in rows] == ["3", "-", "-", "-", "-"]

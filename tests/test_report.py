@@ -7,10 +7,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attempts import build_network
+from cli import UsageError
+from files import write_state
 from mnist import DATA_DIR, Loader, load_mnist
-from run_folder import write_state
-from script import UsageError
+from networks import get_model
 from tools import report
 
 PICTURES = ("confusion", "mistakes", "accuracy", "features", "receptive-field", "grad-cam")
@@ -49,7 +49,7 @@ def test_mistakes_are_drawn_surest_first(guesses, monkeypatch, most: int) -> Non
 
 
 def test_feature_maps_are_those_that_the_layers_read() -> None:
-    model, image = build_network("model3").eval(), torch.randn(1, 28, 28)
+    model, image = get_model("model3").eval(), torch.randn(1, 28, 28)
     (title, filters), *rows = report.feature_maps(model, image)
     assert title == "7 filters of the first layer"
     assert torch.equal(filters, model.block1[0].weight[:, 0])
@@ -70,7 +70,7 @@ def test_feature_maps_are_those_that_the_layers_read() -> None:
 def test_grad_cam_against_hand_computation(layer: str | None, depth: int) -> None:
     """Behind block3 stand a mean of 3 x 3 and a linear layer; behind block3.4 a ReLU, in place."""
     torch.manual_seed(0)
-    model, images = build_network("model3").eval(), torch.randn(5, 1, 28, 28)
+    model, images = get_model("model3").eval(), torch.randn(5, 1, 28, 28)
     with torch.inference_mode():
         weights = model.head[-1].weight[model(images).argmax(dim=1)]
         maps = model.block3[:depth](model.block2(model.block1(images)))
@@ -85,7 +85,7 @@ def test_grad_cam_against_hand_computation(layer: str | None, depth: int) -> Non
 @pytest.mark.parametrize("layer", ["block9", "head"])
 def test_grad_cam_of_what_makes_no_maps(layer: str) -> None:
     with pytest.raises(UsageError, match=f"--grad-cam {layer}: .*; there are block1.0, .*head.0$"):
-        report.grad_cam(build_network("model3"), torch.zeros(1, 1, 28, 28), layer)
+        report.grad_cam(get_model("model3"), torch.zeros(1, 1, 28, 28), layer)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))  # has no such picture
     assert report.grad_cam(linear, torch.zeros(1, 1, 28, 28), None) is None
 
@@ -103,7 +103,7 @@ def test_pixels_without_gradient_are_left_white() -> None:
     """Model_3 halves 7 x 7 to 3 x 3, and reads nothing of the last two rows and columns."""
     images = torch.randint(256, (20, 1, 28, 28), dtype=torch.uint8)
     loader = Loader(images, torch.zeros(20, dtype=torch.long), 20)
-    figure = report.plot_receptive_field(build_network("model3"), loader, "model3")
+    figure = report.plot_receptive_field(get_model("model3"), loader, "model3")
     expected = np.ones((28, 28), dtype=bool)
     expected[:26, :26] = False
     assert np.array_equal(figure.subfigs[0].axes[0].images[0].get_array().mask, expected)
@@ -113,7 +113,7 @@ def test_pictures_stand_where_they_are_asked_for(tmp_path, monkeypatch, capsys) 
     monkeypatch.setattr(report, "MOST_MISTAKES", 20)
     few = tuple(part[:600] for part in load_mnist(DATA_DIR, train=False))
     monkeypatch.setattr(report, "load_mnist", lambda data_dir, train: few)
-    write_state(tmp_path / "weights.pt", build_network("model3").state_dict())
+    write_state(tmp_path / "weights.pt", get_model("model3").state_dict())
     out = tmp_path / "new" / "folder"
     assert report.main([str(tmp_path / "weights.pt"), "--out", str(out)]) == 0
     paths = [out / f"model3-{picture}.png" for picture in PICTURES]

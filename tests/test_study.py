@@ -19,11 +19,11 @@ from types import SimpleNamespace
 import pytest
 
 import train
+from cli import RunError
+from networks import ROOT
 from recipes import CLASSIC, STRONG, Experiment
-from run_folder import ROOT
-from script import RunError
 from tools import study, tables, worker
-from train import Learner
+from train import Trainer
 
 OWN = replace(STRONG, name="own", epochs=2, batch_size=128)  # two times four steps with few images
 
@@ -31,7 +31,7 @@ OWN = replace(STRONG, name="own", epochs=2, batch_size=128)  # two times four st
 @pytest.fixture
 def steps(small_mnist: dict, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Few images, in `worker` too; the steps of training are counted, and stop at the last."""
-    steps, step = SimpleNamespace(taken=0, last=1000), Learner.step
+    steps, step = SimpleNamespace(taken=0, last=1000), Trainer.step
 
     def counted(*arguments: object) -> object:
         steps.taken += 1
@@ -40,7 +40,7 @@ def steps(small_mnist: dict, one_thread: None, monkeypatch: pytest.MonkeyPatch) 
         return step(*arguments)
 
     monkeypatch.setattr(worker, "load_mnist", train.load_mnist)
-    monkeypatch.setattr(Learner, "step", counted)
+    monkeypatch.setattr(Trainer, "step", counted)
     return steps
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import attempts
-from run_folder import write_state
+import networks
+from files import write_state
 from tools import export, receptive_field, report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -131,7 +131,7 @@ def test_tools_take_a_network_in_any_style(style, mnist, tmp_path, monkeypatch, 
     name = f"model_{style}"
     (tmp_path / f"{name}.py").write_text(HEAD + source)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(attempts, "ROOT", tmp_path)
+    monkeypatch.setattr(networks, "ROOT", tmp_path)
     few = tuple(part[:200] for part in mnist["test"])
     for tool in (report, export):
         monkeypatch.setattr(tool, "load_mnist", lambda data_dir, train: few)
@@ -141,7 +141,7 @@ def test_tools_take_a_network_in_any_style(style, mnist, tmp_path, monkeypatch, 
     )
     torch.manual_seed(0)
     weights = tmp_path / f"{name}.pt"
-    write_state(weights, attempts.build_network(name).state_dict())
+    write_state(weights, networks.get_model(name).state_dict())
 
     assert report.main([str(weights)]) == 0
     named = [title.split()[3].rstrip(",") for title in titles if "Grad-CAM" in title]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from run_folder import ROOT
-from script import UsageError
+from cli import UsageError
+from networks import ROOT
 from tools import tables
 from tools.tables import KEY, RESULTS
 

@@ -1,5 +1,6 @@
 """The schedule, a step of training and the evaluation, against figures from outside."""
 
+import copy
 import csv
 import dataclasses
 import itertools
@@ -9,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import mnist
 import train
-from attempts import build_network
 from mnist import Loader
+from networks import get_model
 from recipes import CLASSIC, STRONG
-from train import Learner
+from train import Trainer
 
 SMOOTHING = 0.02
 
@@ -25,6 +27,13 @@ def linear_model(*last: nn.Module) -> nn.Sequential:
     """A model that numpy can follow by hand."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), *last)
+
+
+class Magnitude(nn.Module):
+    """Complex numbers to their absolute values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
 
 
 def matrix_of(model: nn.Sequential) -> np.ndarray:
@@ -48,7 +57,7 @@ def smoothed_loss(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 def test_learning_rate_after_each_epoch_is_the_published_one() -> None:
     with Path(__file__).with_name("published_epochs.csv").open(newline="") as file:
         published = [row["lr"] for row in csv.DictReader(file) if row["model"] == "model3"]
-    optimizer, scheduler = train.build_optimizer(build_network("model3"), CLASSIC, 469)
+    optimizer, scheduler = train.build_optimizer(get_model("model3"), CLASSIC, 469)
     column = []
     for _ in range(15):
         for _ in range(469):
@@ -62,7 +71,7 @@ def test_learning_rate_after_each_epoch_is_the_published_one() -> None:
 def test_shortest_schedules_end_low(steps: int) -> None:
     """A dry run has one batch per epoch: the learning rate must rise and fall in a few steps."""
     recipe = dataclasses.replace(CLASSIC, epochs=steps)
-    optimizer, scheduler = train.build_optimizer(build_network("model3"), recipe, 1)
+    optimizer, scheduler = train.build_optimizer(get_model("model3"), recipe, 1)
     rates = []
     for _ in range(steps):
         rates.extend(scheduler.get_last_lr())
@@ -72,9 +81,9 @@ def test_shortest_schedules_end_low(steps: int) -> None:
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 5, 15, 20, 45])
-def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
+def test_ema_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
     recipe = dataclasses.replace(STRONG, epochs=epochs)
-    optimizer, scheduler = train.build_optimizer(build_network("model3"), recipe, 100)
+    optimizer, scheduler = train.build_optimizer(get_model("model3"), recipe, 100)
     falls = []
     for _ in range(epochs):
         rates = []
@@ -83,24 +92,39 @@ def test_averaging_begins_once_the_learning_rate_only_falls(epochs: int) -> None
             optimizer.step()
             scheduler.step()
         falls.append(all(left > right for left, right in itertools.pairwise(rates)))
-    averaged = [recipe.has_ema(epoch) for epoch in range(1, epochs + 1)]
-    assert averaged == falls and any(averaged)
+    has_ema = [recipe.has_ema(epoch) for epoch in range(1, epochs + 1)]
+    assert has_ema == falls and any(has_ema)
     assert not any(CLASSIC.has_ema(epoch) for epoch in range(1, 16))
 
 
-def test_the_average_moves_once_what_two_layers_share() -> None:
-    layer = nn.Linear(3, 3)
-    learner = Learner(nn.Sequential(layer, layer), STRONG, 10)
-    before = learner.ema[0].weight.detach().clone()
+def test_ema_averages_parameters_and_running_statistics_and_copies_other_buffers() -> None:
+    """Shared weights are moved once; the vectors of spectral_norm keep their unit length."""
+    layer = nn.Linear(3, 3, dtype=torch.complex64)
+    model = nn.Sequential(
+        layer, layer, Magnitude(), spectral_norm(nn.Linear(3, 3)), nn.BatchNorm1d(3)
+    )
+    trainer = Trainer(model, STRONG, 10)
+    before = copy.deepcopy(trainer.ema.state_dict())
     with torch.no_grad():
-        layer.weight += 1
-    learner.update_ema()
-    expected = before + 1 - STRONG.ema_decay
-    torch.testing.assert_close(learner.ema[1].weight.detach(), expected, rtol=0, atol=1e-6)
+        model(torch.randn(8, 3, dtype=torch.complex64))
+        for parameter in model.parameters():
+            parameter += 1
+    trainer.update_ema()
+    trainer.copy_buffers()
+    after, copied = model.state_dict(), []
+    for name, found in trainer.ema.state_dict().items():
+        if name in dict(model.named_parameters(remove_duplicate=False)) or "running" in name:
+            expected = STRONG.ema_decay * before[name] + (1 - STRONG.ema_decay) * after[name]
+        else:
+            expected = after[name]
+            copied.append(name.rpartition(".")[2])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert not found.equal(before[name])
+    assert copied == ["_u", "_v", "num_batches_tracked"]
 
 
 def test_strong_decays_filters_and_matrices_only() -> None:
-    model = build_network("model3")
+    model = get_model("model3")
     optimizer, _ = train.build_optimizer(model, STRONG, 1)
     decay = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
@@ -111,18 +135,18 @@ def test_strong_decays_filters_and_matrices_only() -> None:
 
 
 def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
-    """Two epochs of three batches, the last short: loss, Nesterov step, one cycle, average.
+    """Two epochs of three batches, the last short: loss, Nesterov step, one cycle, EMA.
 
-    The averaged network is a copy in the first, in which the learning rate rises.
+    The EMA is a copy in the first, in which the learning rate rises.
     """
     recipe = dataclasses.replace(CLASSIC, epochs=2, batch_size=8, max_lr=0.003, ema_decay=0.7)
     images, labels = (part[:20] for part in mnist["train"])
     loader, model = Loader(images, labels, 8, recipe), linear_model()
-    learner = Learner(model, recipe, len(loader))
+    trainer = Trainer(model, recipe, len(loader))
     # A small one would not be seen below.
-    assert all(group["weight_decay"] == 0 for group in learner.optimizer.param_groups)
+    assert all(group["weight_decay"] == 0 for group in trainer.optimizer.param_groups)
     matrix = matrix_of(model)
-    average, velocity, step, last = matrix, np.zeros_like(matrix), 0, 5
+    ema, velocity, step, last = matrix, np.zeros_like(matrix), 0, 5
     peak = 0.2 * 6 - 1  # the step of the highest learning rate, counted from 0
     for epoch in (1, 2):
         loader.epoch, losses, correct = epoch, [], 0
@@ -139,12 +163,12 @@ def test_training_agrees_with_a_hand_computation(mnist: dict) -> None:
             rate = low + (0.003 - low) * (1 + math.cos(math.pi * turn)) / 2
             velocity = 0.9 * velocity + gradient
             matrix = matrix - rate * (gradient + 0.9 * velocity)
-            average = matrix if epoch == 1 else 0.7 * average + 0.3 * matrix
+            ema = matrix if epoch == 1 else 0.7 * ema + 0.3 * matrix
             step += 1
-        result = train.train_one_epoch(learner, loader)
+        result = train.train_one_epoch(trainer, loader)
         assert result == pytest.approx((np.mean(losses), 100 * correct / 20), rel=1e-4)
-        np.testing.assert_allclose(matrix_of(learner.model), matrix, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(matrix_of(learner.ema), average, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(trainer.model), matrix, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(matrix_of(trainer.ema), ema, rtol=0, atol=1e-6)
 
 
 def test_evaluation_agrees_with_a_hand_computation(mnist: dict) -> None:
@@ -167,21 +191,21 @@ def test_training_comes_to_the_losses_on_file(
     """Two epochs of 4 batches: what fails here makes the records those of another training.
 
     In double precision and with small steps, since what processors round differently would grow
-    beyond any limit. The last figure is the sum of all averaged weights without their signs.
+    beyond any limit. The last figure is the sum of the absolute values of the EMA's weights.
     """
     augment = mnist.augment
     monkeypatch.setattr(
         mnist, "augment", lambda images, moves, mode: augment(images.double(), moves.double(), mode)
     )
     recipe = dataclasses.replace(recipe, epochs=2, batch_size=32, max_lr=recipe.max_lr / 30)
-    loader, _ = train.build_loaders(train.Experiment(name, recipe), torch.device("cpu"))
-    loader.images, loader.labels = loader.images[:128], loader.labels[:128]
+    experiment = train.Experiment(name, recipe, holdout=500 - 128)
+    loader, _ = train.build_loaders(experiment, torch.device("cpu"))
     torch.manual_seed(42)
-    learner = Learner(build_network(name).double(), recipe, len(loader))
+    trainer = Trainer(get_model(name).double(), recipe, len(loader))
     found = []
     for loader.epoch in (1, 2):
-        found.append(train.train_one_epoch(learner, loader)[0])
-    found.append(sum(weights.abs().sum().item() for weights in learner.ema.parameters()))
+        found.append(train.train_one_epoch(trainer, loader)[0])
+    found.append(sum(weights.abs().sum().item() for weights in trainer.ema.parameters()))
     with Path(__file__).with_name("training_losses.csv").open(newline="") as file:
         on_file = {(row[0], row[1]): row[2:] for row in csv.reader(file)}
     assert found == pytest.approx([float(x) for x in on_file[name, recipe.name]], abs=1e-3)

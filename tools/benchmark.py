@@ -1,85 +1,68 @@
-"""Time an epoch as this repository trains it beside the usual way, each alone on the machine.
+"""Time an epoch of this repository and of the usual way, in turn, each alone on the machine.
 
     python -m tools.benchmark                             # model3, strong and classic
-    python -m tools.benchmark --images 2000 --rounds 1    # a trial, of which no record is kept
-    python -m tools.benchmark --rounds 0                  # no timing: the table anew
+    python -m tools.benchmark --images 2000 --rounds 1    # a trial, which is not recorded
+    python -m tools.benchmark --rounds 0                  # no timing: updates the table
 
-The same network learns by the same recipe, round after round, each way in a process that is
-started, warmed up, timed and ended before the next: others in memory slow the usual way down,
-though they only wait. Times on fewer images are scaled to 60,000. What was measured goes into
-results/benchmark.json, and the table of all of it into results/README.md.
+Both train the same network by the same recipe, each time in a new process, after a warm-up. Times
+on fewer images are scaled to 60,000. The usual way is that of most notebooks for this challenge:
+torchvision's transforms image by image, `.item()` at every step, and a DataLoader with four
+workers and pinned memory on a GPU, without workers on a CPU. The record is
+results/benchmark.json, its table in results/README.md.
 """
 
 import argparse
-import contextlib
-import itertools
 import json
-import os
-import platform
 import sys
 import time
-import warnings
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from itertools import product
 from statistics import median
 from typing import Any
 
 import torch
 from torch import multiprocessing, nn
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
 
-from attempts import attempts, build_network
-from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Loader, load_mnist
+from cli import Parser, exit_code, whole_number
+from device import reuse_freed_memory, select_device
+from files import write_atomically
+from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Augmentation, Loader, load_mnist
+from networks import ROOT, get_model, list_models
+from provenance import describe
 from recipes import RECIPES, Recipe
-from run_folder import ROOT, describe, write_atomically
-from script import Parser, RunError, exit_code, whole_number
-from train import Learner, reuse_freed_memory, select_device, train_one_epoch
+from train import Trainer, train_one_epoch
 
 RECORD, DOCUMENT = ROOT / "results" / "benchmark.json", ROOT / "results" / "README.md"
-ALL_IMAGES, TRIAL_IMAGES, WARM_UP_IMAGES = 60_000, 10_000, 2_000
-USUAL = "usual way"  # of most tutorials, with the workers and threads that were fastest here
-OURS = "this repository"  # Loader and train_one_epoch
-AT_ONCE = "seeds at once"  # one single-threaded process per core: the time over their number
-# The record has the last two from a former version of this tool.
-RATIOS = ((USUAL, OURS), (OURS, AT_ONCE), (OURS, "arithmetic alone"), (OURS, "floor"))
-What = tuple[str, Recipe, torch.device]  # a network, a recipe, and where they are timed
-Epoch = Callable[[int], object]  # goes once through the first so many training images
-Way = Callable[[], Epoch]  # builds all that an epoch needs
-Measurement = dict[str, float]  # "seconds", peak "MB" and, where there is one, "MB on the GPU"
-
-# -------------------------------------------------------------------------- what is timed
+ALL_IMAGES, WARM_UP_IMAGES, RECORDED = 60_000, 2_000, ["strong", "classic"]
+Epoch = Callable[[int], object]  # trains on the first so many images, each once
 
 
-def usual_way(name: str, recipe: Recipe, device: torch.device, workers: int) -> Epoch:
-    """Transforms image by image, a DataLoader, plain SGD, `.item()` at every step."""
-    from torchvision import datasets, transforms  # here: no other way needs its memory
+def usual_way(name: str, recipe: Recipe, device: torch.device) -> Epoch:
+    """An epoch as notebooks write it, with the EMA that the recipe has."""
+    from torchvision import datasets, transforms  # here, so that ours is timed without it
 
-    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     shift, scale = recipe.translation / IMAGE_SIZE, 1 + recipe.scaling
     interpolation = transforms.InterpolationMode(recipe.interpolation)
-    augment = transforms.RandomRotation(recipe.rotation, interpolation)
-    if recipe.translation or recipe.scaling or recipe.shear:
-        bounds = recipe.rotation, (shift, shift), (1 / scale, scale), recipe.shear
-        augment = transforms.RandomAffine(*bounds, interpolation)
+    bounds = recipe.rotation, (shift, shift), (1 / scale, scale), recipe.shear
+    augment = transforms.RandomAffine(*bounds, interpolation)
     steps = [augment, transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
-    transform = transforms.Compose(steps)
-    dataset = datasets.MNIST(DATA_DIR, transform=transform, download=True)  # unpacks the archives
-    model = build_network(name).to(device)
+    data = datasets.MNIST(DATA_DIR, transform=transforms.Compose(steps), download=True)
+    model = get_model(name).to(device)
     sgd = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": True}
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.max_lr, **sgd)
     scheduler = OneCycleLR(optimizer, recipe.max_lr, total_steps=1_000_000)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    move = get_ema_multi_avg_fn(recipe.ema_decay)
-    ema = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
-    loading = {"num_workers": workers, "pin_memory": device.type == "cuda", "shuffle": True}
+    update = get_ema_multi_avg_fn(recipe.ema_decay)
+    ema = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    loading = {"num_workers": 4, "pin_memory": True} if device.type == "cuda" else {}
 
     def epoch(count: int) -> None:
-        loader = DataLoader(Subset(dataset, range(count)), recipe.batch_size, **loading)
-        total_loss = correct = 0.0
+        loader = DataLoader(Subset(data, range(count)), recipe.batch_size, shuffle=True, **loading)
+        total_loss, correct = 0.0, 0
         model.train()
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
@@ -98,143 +81,81 @@ def usual_way(name: str, recipe: Recipe, device: torch.device, workers: int) -> 
 
 
 def this_repository(name: str, recipe: Recipe, device: torch.device) -> Epoch:
-    """What train.py does in an epoch that averages."""
+    """An epoch of train.py, with the EMA that the recipe has."""
     reuse_freed_memory()
     images, labels = (part.to(device) for part in load_mnist(DATA_DIR, train=True))
-    learner = Learner(build_network(name).to(device), recipe, ALL_IMAGES)  # more than will be taken
+    trainer = Trainer(get_model(name).to(device), recipe, ALL_IMAGES)  # more steps than are made
+    augmentation = Augmentation(*(getattr(recipe, field) for field in Augmentation._fields))
 
     def epoch(count: int) -> None:
-        loader = Loader(images[:count], labels[:count], recipe.batch_size, recipe)
-        loader.epoch = recipe.epochs  # the last: if any averages, it does
-        train_one_epoch(learner, loader)
+        loader = Loader(images[:count], labels[:count], recipe.batch_size, augmentation)
+        loader.epoch = recipe.epochs  # the last, in which there is an EMA
+        train_one_epoch(trainer, loader)
 
     return epoch
 
 
-# ------------------------------------------------------------------------------ measuring
+WAYS = {"usual way": usual_way, "this repository": this_repository}
 
 
-def time_one(copy: int, way: Way, threads: int, images: int, start: Any, results: Any) -> None:
-    """Put into `results` what an epoch took, and the most memory of this process."""
+def time_one(_: int, way: str, what: tuple, images: int, threads: int, results: Any) -> None:
+    """Puts the seconds of an epoch of 60,000 images into `results`."""
     torch.set_num_threads(threads)
-    epoch = way()
+    epoch = WAYS[way](*what)
     epoch(WARM_UP_IMAGES)
-    start.wait()  # for all that are to be timed at once
     begin = time.perf_counter()
-    epoch(images)  # ends with figures that are read from the device, so that is done too
-    found = {"seconds": (time.perf_counter() - begin) * ALL_IMAGES / images}
-    with contextlib.suppress(ImportError):  # on Windows
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["MB"] = peak / (1e6 if sys.platform == "darwin" else 1e3)
-    if peak := torch.cuda.max_memory_allocated():
-        found["MB on the GPU"] = peak / 1e6
-    results.put(found)
+    epoch(images)  # ends with figures that are read from the device, so it is done
+    results.put((time.perf_counter() - begin) * ALL_IMAGES / images)
 
 
-def alone(name: str, way: Way, threads: int, images: int, copies: int = 1) -> Measurement:
-    """What an epoch takes in a process of its own; or the slowest of copies, over their number."""
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(copies, timeout=600), context.SimpleQueue()
-    try:
-        multiprocessing.spawn(time_one, (way, threads, images, start, results), copies)
-    except (ProcessExitedException, ProcessRaisedException) as error:
-        raise RunError(f"{name}: {str(error).splitlines()[-1]}") from None
-    found = max((results.get() for _ in range(copies)), key=lambda found: found["seconds"])
-    return found | {"seconds": found["seconds"] / copies}
+def alone(way: str, what: tuple, images: int) -> float:
+    """The seconds of an epoch in a process of its own."""
+    results = multiprocessing.get_context("spawn").SimpleQueue()
+    multiprocessing.spawn(time_one, (way, what, images, torch.get_num_threads(), results))
+    return results.get()
 
 
-def measure(what: What, images: int, rounds: int) -> dict[str, Any]:
-    """All that is known of a network and a recipe on this machine, raw, round by round."""
-    (model, recipe, device), threads = what, torch.get_num_threads()
-    found = describe(device) | {"model": model, "recipe": recipe.name}
-    where = f"{threads} threads" if device.type == "cpu" else device.type
-    found["machine"] = f"{found['device_name'] or processor()}, {where}"
-    few, trials = min(images, TRIAL_IMAGES), []
-    for workers in (0, 1, 2, 4):  # with the cores that they take, and without
-        for count in sorted({threads, max(1, threads - workers)}):
-            setting = {"workers": workers, "threads": count}
-            trials.append(setting | alone(USUAL, partial(usual_way, *what, workers), count, few))
-    best = min(trials, key=lambda trial: trial["seconds"])
-    usual, ours = partial(usual_way, *what, best["workers"]), partial(this_repository, *what)
-    jobs = {USUAL: (usual, best["threads"], images), OURS: (ours, threads, images)}
-    if device.type == "cpu":
-        jobs[AT_ONCE] = (ours, 1, images, os.cpu_count() or 1)
-    measured: dict[str, list[Measurement]] = {name: [] for name in jobs}
-    for number in range(1, rounds + 1):
-        for name, job in jobs.items():
-            measured[name].append(alone(name, *job))
-            print(f"round {number}, {name}: {measured[name][-1]['seconds']:.2f} s", file=sys.stderr)
-    return found | {"best": best, "trials": trials, "measured": measured}
-
-
-def processor() -> str:
-    """What the CPU calls itself."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if "model name" in line).partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-# ---------------------------------------------------------------------- record and table
-
-
-def read_record() -> dict[str, dict[str, Any]]:
-    """All measurements on record, each under its machine, network and recipe."""
-    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
-
-
-def figures(run: dict[str, Any]) -> dict[str, str]:
-    """All that was measured, by name."""
-    cells = {f"workers, threads of the {USUAL}": "{workers}, {threads}".format(**run["best"])}
-    rows = {way: [one["seconds"] for one in found] for way, found in run["measured"].items()}
-    for above, below in RATIOS:
-        pairs = zip(rows.get(above, []), rows.get(below, []))  # round by round
-        rows[f"{above} / {below}"] = [one / other for one, other in pairs]
-    for name, values in rows.items():
-        if values:
-            title = name if "/" in name else f"{name} (s)"
-            cells[title] = f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-    for way, unit in itertools.product((USUAL, OURS, "train.py, 1 epoch"), ("MB", "MB on the GPU")):
-        peaks = [found[unit] for found in run["measured"].get(way, []) if unit in found]
-        if peaks:
-            cells[f"peak memory, {way} ({unit})"] = f"{max(peaks):,.0f}"
-    return cells
-
-
-def summary(runs: dict[str, dict[str, Any]]) -> str:
-    """A table with a column for each run."""
-    import pandas as pd  # here, like tools.tables: both would count in every way's memory
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    """A column per run: the median and range of its rounds, in Markdown."""
+    import pandas as pd  # here: a timed process imports neither
 
     from tools.tables import markdown
 
-    table = pd.DataFrame({title: figures(run) for title, run in runs.items()}).fillna("-")
-    return markdown(table.rename_axis("median (range)").reset_index())
+    columns = {}
+    for title, run in runs.items():
+        rows = {f"{way} (s)": seconds for way, seconds in run["seconds"].items()}
+        rows["ratio"] = [usual / ours for usual, ours in zip(*rows.values())]  # round by round
+        cells = {k: f"{median(v):.2f} ({min(v):.2f} to {max(v):.2f})" for k, v in rows.items()}
+        columns[title] = cells
+    return markdown(pd.DataFrame(columns).rename_axis("median (range)").reset_index())
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Measure, keep what is of all images, and print the table."""
+    """Measures, records what is of all images, and prints the table."""
     device, is_kept = select_device(args.device), args.images == ALL_IMAGES
-    runs = read_record() if is_kept else {}
-    recipes = [args.recipe] if args.recipe else ["strong", "classic"]
-    for name in recipes if args.rounds else []:
-        run = measure((args.model, RECIPES[name], device), args.images, args.rounds)
-        runs[f"{run['machine']}: {run['model']}, {run['recipe']}"] = run
-        if is_kept:
-            write_atomically(RECORD, json.dumps(runs, indent=1).encode())
-    print(summary(runs))
+    runs = json.loads(RECORD.read_text()) if is_kept and RECORD.exists() else {}
+    found, recipes = describe(device, args.model), [args.recipe] if args.recipe else RECORDED
+    place = f"{found['threads']} threads" if device.type == "cpu" else device.type
+    for recipe in recipes if args.rounds else []:
+        what, seconds = (args.model, RECIPES[recipe], device), {way: [] for way in WAYS}
+        jobs = [*product(range(args.rounds), WAYS)]
+        for _, way in tqdm(jobs, desc=f"{args.model}, {recipe}", unit="epoch"):
+            seconds[way].append(alone(way, what, args.images))
+        title = f"{found['device_name']}, {place}: {args.model}, {recipe}"
+        runs[title] = found | {"seconds": seconds}
+    print(table(runs))
     if is_kept:
         from tools.tables import write_tables
 
-        write_tables(DOCUMENT, {"benchmark": summary(runs)})
+        write_atomically(RECORD, (json.dumps(runs, indent=1) + "\n").encode())
+        write_tables(DOCUMENT, {"benchmark": table(runs)})
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    parser = Parser("python -m tools.benchmark", __doc__)
-    add, default = parser.add_argument, "default: %(default)s"
-    add("--model", choices=attempts(), default="model3", help=default)
+    """Runs the command line and returns its exit code."""
+    parser, default = Parser("python -m tools.benchmark", __doc__), "default: %(default)s"
+    add = parser.add_argument
+    add("--model", choices=list_models(), default="model3", help=default)
     add("--recipe", choices=[*RECIPES], help="default: strong, then classic")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=default)
     add("--rounds", type=whole_number(0, 100), default=3, help=default)

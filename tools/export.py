@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
-from attempts import count_parameters, load_network
+from cli import Parser, RunError, UsageError, exit_code
+from files import write_atomically
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, load_mnist
-from run_folder import write_atomically
-from script import Parser, RunError, UsageError, exit_code
+from networks import count_parameters, load_model
 
 TOLERANCE = 1e-4  # of logits
 BATCH_SIZE = 500  # images
@@ -152,7 +152,7 @@ def files_of(args: argparse.Namespace) -> dict[str, Path]:
 
 def export(args: argparse.Namespace) -> None:
     """Write what was asked for once it is checked, and print what it attains."""
-    name, network = load_network(args.weights)
+    name, network = load_model(args.weights)
     files, model = files_of(args), from_pixels(network)
     images, labels = load_mnist(args.data_dir, train=False)
     pixels = images.float() / 255

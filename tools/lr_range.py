@@ -1,8 +1,8 @@
-"""Draw loss against learning rate, to choose a recipe's max_lr: the learning-rate range test.
+"""Plot loss against learning rate, to choose a recipe's max_lr: the learning-rate range test.
 
     python -m tools.lr_range --model model3 --recipe classic
 
-A new network learns from up to 300 batches while the rate rises, until the loss explodes (Smith,
+A new network trains on up to 300 batches while the rate rises, until the loss diverges (Smith,
 "Cyclical learning rates for training neural networks", 2017). A good max_lr lies between where the
 loss falls fastest and where it is lowest. The test images are not read.
 """
@@ -17,34 +17,36 @@ import torch
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
-from attempts import attempts, build_network
+from cli import Parser, RunError, exit_code
+from curves import png
+from device import select_device
+from files import write_atomically
 from mnist import Loader
-from recipes import RECIPES, Experiment, add_settings
-from run_folder import png, write_atomically
-from script import Parser, RunError, exit_code
-from train import Learner, build_loaders, select_device
+from networks import get_model, list_models
+from recipes import RECIPES, Experiment, add_settings, sizes_of
+from train import Trainer, build_loaders
 
-RATES = np.geomspace(1e-4, 10, 300)  # one a batch
-EXPLODED = 2  # times the first loss, that of guessing
+RATES = np.geomspace(1e-4, 10, 300)  # one per batch
+DIVERGED = 2  # times the first loss
 SMOOTHING = 15  # batches, a quarter of a decade: the standard deviation of a Gaussian
 
 
-def range_test(learner: Learner, loader: Loader) -> list[float]:
-    """The loss of a batch at each of RATES, until it explodes."""
+def range_test(trainer: Trainer, loader: Loader) -> list[float]:
+    """The loss of a batch at each of RATES, until it diverges."""
     losses: list[float] = []
-    batches = chain.from_iterable(repeat(loader))  # the same ones again after an epoch
-    learner.model.train()
+    batches = chain.from_iterable(repeat(loader))  # an epoch may be shorter than RATES
+    trainer.model.train()
     for rate, batch in zip(RATES.tolist(), batches):
-        for group in learner.optimizer.param_groups:
+        for group in trainer.optimizer.param_groups:
             group["lr"] = rate
-        losses.append(learner.step(*batch)[0].item())
-        if not losses[-1] < EXPLODED * losses[0]:
+        losses.append(trainer.step(*batch)[0].item())
+        if not losses[-1] < DIVERGED * losses[0]:
             return losses[:-1]
     return losses
 
 
 def plot(losses: list[float], smooth: np.ndarray, marks: dict[str, float], title: str) -> Figure:
-    """Losses as dots, smoothed as a line, over the rate; and a line at each rate in `marks`."""
+    """Plots losses and the smoothed losses over the rate, with a line at each rate in `marks`."""
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes, rates = figure.subplots(), RATES[: len(losses)]
     axes.semilogx(rates, losses, ".", color="lightgray", label="loss of a batch")
@@ -57,13 +59,14 @@ def plot(losses: list[float], smooth: np.ndarray, marks: dict[str, float], title
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Run the test, write its picture, and print what it shows."""
-    recipe, device = RECIPES[args.recipe].changed(args.settings), select_device("auto")
+    """Runs the test, prints the rates that it finds, and writes the plot."""
+    recipe, sizes = RECIPES[args.recipe or "strong"].changed(args.settings), sizes_of(args.sizes)
+    experiment, device = Experiment(args.model, recipe, 42, 10_000, sizes), select_device("auto")
     args.out.mkdir(parents=True, exist_ok=True)
-    loader, _ = build_loaders(Experiment(args.model, recipe, holdout=10_000), device)  # no test set
+    loader, _ = build_loaders(experiment, device)
     torch.manual_seed(loader.seed)
-    learner = Learner(build_network(args.model).to(device), recipe, len(loader))
-    losses = range_test(learner, loader)
+    trainer = Trainer(get_model(args.model, **sizes).to(device), recipe, len(loader))
+    losses = range_test(trainer, loader)
     smooth = gaussian_filter1d(losses, SMOOTHING, mode="nearest") if losses else np.zeros(1)
     lowest = smooth.argmin()
     if lowest == 0:
@@ -72,16 +75,17 @@ def draw(args: argparse.Namespace) -> None:
     marks |= {"loss is lowest": RATES[lowest], "max_lr of the recipe": recipe.max_lr}
     for text, rate in marks.items():
         print(f"{text:20}  {rate:.2g}")
-    path = args.out / f"{args.model}-{recipe.name}-lr-range.png"
-    write_atomically(path, png(plot(losses, smooth, marks, f"{args.model}, {recipe.name}")))
+    title = f"{experiment.network}, {recipe.name}"
+    path = args.out / f"{experiment.network}-{recipe.name}-lr-range.png"
+    write_atomically(path, png(plot(losses, smooth, marks, title)))
     print(path)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Runs the command line and returns its exit code."""
     parser = Parser("python -m tools.lr_range", __doc__)
     add = parser.add_argument
-    add("--model", choices=attempts(), default="model3", help="default: %(default)s")
+    add("--model", choices=list_models(), default="model3", help="default: %(default)s")
     add_settings(parser)
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
     return exit_code(parser.prog, draw, parser.parse_args(argv))

@@ -10,22 +10,27 @@ from kernels, strides and padding, the measured one from the pixels that have a 
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from attempts import attempts, build_network, count_parameters
+from cli import Parser, RunError, exit_code
+from device import reuse_freed_memory
+from files import write_atomically
 from mnist import IMAGE_SIZE
-from run_folder import ROOT, write_atomically
-from script import Parser, RunError, exit_code
+from networks import ROOT, count_parameters, get_model, list_models
 from tools.trace import Step, trace
 
 RF_MD = ROOT / "RF.md"
+IMAGES = 6  # in a batch: a divisor of no usual number of tokens, 16, 49, 50 or 196
 WIDE = 3 * IMAGE_SIZE  # pixels: on so wide an image no border cuts off the field in its middle
+WHOLE = "whole image"
 POOLS = {"max_pool2d": "max pool", "amax": "max pool", "avg_pool2d": "average pool"}
 POOLS |= {"adaptive_avg_pool2d": "average pool", "mean": "average pool"}
+LINEAR = ("linear", "matmul", "mm", "addmm")
+JOINS = {"add": "sum", "maximum": "max of two"}  # of two maps
 # Besides what torch calls pointwise, these treat each position by itself.
 BY_POSITION = {"alias", "batch_norm", "cat", "chunk", "contiguous", "dropout"}
 BY_POSITION |= {"feature_dropout", "hardswish", "leaky_relu", "prelu", "repeat", "slice", "split"}
@@ -34,11 +39,29 @@ Field = tuple[int, int]  # pixels along an axis that a value can depend on; from
 
 
 class Layer(NamedTuple):
-    """What is known of a step; without a title, it changes no field and has no row."""
+    """What is known of a step; one without a title has no row."""
 
     title: str | None
     geometry: Geometry | None
     field: Field | None
+
+
+class Row(NamedTuple):
+    """A row of the table: a layer, with the receptive field that was measured."""
+
+    title: str
+    geometry: str
+    shape: str
+    field: str
+    jump: str
+    measured: str
+
+    @property
+    def reach(self) -> str:
+        """Its receptive field in words: as computed, or else as measured."""
+        return f"{self.measured if self.field == '-' else self.field} px".replace(
+            f"{WHOLE} px", f"the {WHOLE}"
+        )
 
 
 # ------------------------------------------------------------------------------ computed
@@ -54,6 +77,8 @@ def geometry_of(step: Step, source: Tensor) -> Geometry | None:
         stride, padding = settings["stride"] or kernel, settings["padding"]
         kernel = [1 + d * (k - 1) for k, d in zip(kernel, settings.get("dilation", (1, 1)))]
         padding = [padding] * 2 if isinstance(padding, str) else padding
+    elif step.name == "pad":  # fields move, and are no larger
+        return point if settings["mode"] != "circular" else None
     elif shape[2:] == source.shape[2:]:
         pointwise = torch.Tag.pointwise in step.operation.tags or step.name in BY_POSITION
         return point if pointwise and not settings.get("training") else None
@@ -74,12 +99,21 @@ def next_field(read: list[Field | None], geometry: Geometry | None) -> Field | N
 
 
 def title_of(step: Step, geometry: Geometry | None) -> str | None:
-    """What a step is called in its row; None where it has none, since it changes no field."""
-    if step.name in ("conv2d", "linear") and len(step.reads) == 1:
-        weight, groups = step.settings["weight"], step.settings.get("groups", 1)
-        kind = "linear" if step.name == "linear" else "depthwise" if groups > 1 else "convolution"
-        return f"{kind} {weight.shape[1] * groups} to {weight.shape[0]}"
-    changes = geometry is None or geometry[0] > 1  # a flattened map, or what is unknown
+    """The title of a step with weights, a pool, a sum, or of one that may change the field.
+
+    The last of these has the name of its operation. None for any other.
+    """
+    settings = step.settings
+    if step.name == "conv2d" and len(step.reads) == 1:
+        (outputs, inputs, *_), groups = settings["weight"].shape, settings["groups"]
+        kind = "convolution" if groups == 1 else "depthwise" if inputs == 1 else "grouped"
+        return f"{kind} {inputs * groups} to {outputs}"
+    if weights := step.weights:
+        inputs, outputs = weights[0].shape[-2:][:: -1 if step.name == "linear" else 1]
+        return f"linear {inputs} to {outputs}" if step.name in LINEAR else step.name
+    if step.name in JOINS and len(set(step.reads)) == 2 and step.output.ndim > 2:
+        return JOINS[step.name]
+    changes = geometry[0] > 1 if geometry else not step.is_view
     return POOLS.get(step.name, step.name if changes else None)
 
 
@@ -96,14 +130,15 @@ def layers(steps: list[Step]) -> list[Layer]:
 # ------------------------------------------------------------------------------ measured
 
 
-def extent(values: Tensor, images: Tensor) -> str:
-    """Height x width of the pixels that `values` have a gradient in; a dash if they have none."""
+def extent(values: Tensor, images: Tensor) -> tuple[int, int]:
+    """Height and width of the pixels that `values` have a gradient in; 0 if they have none."""
+    values = values.abs() if values.is_complex() else values
     with contextlib.suppress(RuntimeError):  # an operation that cannot be differentiated
         (gradient,) = torch.autograd.grad(values.sum(), images, retain_graph=True)
         pixels = gradient.abs().sum(dim=(0, 1)).nonzero()
         if len(pixels):
-            return "{} x {}".format(*(pixels.amax(dim=0) - pixels.amin(dim=0) + 1).tolist())
-    return "-"
+            return tuple((pixels.amax(dim=0) - pixels.amin(dim=0) + 1).tolist())
+    return 0, 0
 
 
 def middle(tensor: Tensor, shape: torch.Size) -> Tensor:
@@ -113,66 +148,105 @@ def middle(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor.contiguous()
 
 
-def measured_fields(steps: list[Step]) -> Iterator[str]:
-    """The pixels that the value in the middle of each step's output has a gradient in.
+def wide_outputs(steps: list[Step]) -> list[Tensor]:
+    """The outputs of the steps for random images WIDE pixels wide, which are the first.
 
-    The steps run on images WIDE pixels wide. What reads all of a map reads its middle, as large
-    as the map of a digit is. Max pooling passes a gradient to one pixel of four and an activation
-    may pass none, but over all channels and a batch of random images every edge is reached.
+    What reads all of a map reads its middle, as large as the map of a digit is.
     """
-    images = torch.randn(8, 1, WIDE, WIDE, requires_grad=True)
-    outputs: list[Tensor] = [images]  # read as copies, for what works in place
+    outputs = [torch.randn(IMAGES, 1, WIDE, WIDE, requires_grad=True)]
     for step in steps[1:]:
-        result = None
+        result, in_place = None, step.operation._schema.is_mutable
+        read = {x: outputs[x] * 1 if in_place else outputs[x] for x in step.reads}
         with contextlib.suppress(RuntimeError):  # such as a view to sizes of its own
-            result = step.run({x: outputs[x] * 1 for x in step.reads})
+            result = step.run(read)
         if result is None or result.ndim < 4 or result.shape == step.output.shape:
             read = {x: middle(outputs[x] * 1, steps[x].output.shape) for x in step.reads}
             result = step.run(read)
         outputs.append(result)
-        yield extent(middle(result, (*result.shape[:2], 1, 1)[: result.ndim]), images)
+    return outputs
+
+
+def measured_field(output: Tensor, images: Tensor, is_known: bool) -> str:
+    """The pixels that the value in the middle of an output has a gradient in.
+
+    Max pooling passes a gradient to one pixel of four and an activation may pass none, but over
+    all channels and a batch of random images every edge is reached.
+    """
+    center = middle(output, (*output.shape[:2], 1, 1)[: output.ndim])
+    pixels = extent(center, images)
+    if min(pixels) >= (WIDE if is_known else IMAGE_SIZE):
+        return WHOLE
+    return "{} x {}".format(*pixels) if any(pixels) else "-"
 
 
 # -------------------------------------------------------------------------------- tables
 
 
-def table(name: str) -> str:
+def rows_of(model: nn.Module) -> list[Row]:
+    """The rows of a network's table: its input and its layers.
+
+    Of what happens before the first layer with weights, the last operation alone has a row. What
+    reads the whole image is not measured, and has a row where it is a layer with weights, a pool
+    or a sum.
+    """
+    steps = trace(model, torch.randn(IMAGES, 1, IMAGE_SIZE, IMAGE_SIZE))
+    known, outputs = layers(steps), wide_outputs(steps)
+    first = next((at for at, step in enumerate(steps) if step.weights), len(steps))
+    before = [at for at in range(1, first) if known[at].title not in POOLS.values()]
+    hidden = set(before) - set([at for at in before if known[at].title == steps[at].name][-1:])
+    rows = [Row("input", "", f"1 x {IMAGE_SIZE} x {IMAGE_SIZE}", "1", "1", "")]
+    whole: set[int] = set()  # the steps that see the whole image
+    for at in tqdm(range(1, len(steps)), "measured", leave=False, disable=None):
+        step, (title, geometry, field) = steps[at], known[at]
+        if not field and not whole.isdisjoint(step.reads):
+            whole.add(at)
+            if title == step.name and not step.weights:
+                continue
+        if not title or at in hidden:
+            continue
+        pixels = WHOLE if at in whole else measured_field(outputs[at], outputs[0], bool(field))
+        if pixels == WHOLE:
+            whole.add(at)
+        shape = list(step.output.shape)
+        del shape[next((axis for axis, size in enumerate(shape) if size % IMAGES == 0), 0)]
+        sizes = "" if title in JOINS.values() else "/".join(map(str, geometry or "-"))
+        rows.append(
+            Row(title, sizes, " x ".join(map(str, shape)), *map(str, field or "--"), pixels)
+        )
+    return rows
+
+
+def table(name: str, **sizes: Any) -> str:
     """The Markdown section of one model: a row for the input and for each layer."""
     torch.manual_seed(0)
-    model, images = build_network(name), torch.randn(8, 1, IMAGE_SIZE, IMAGE_SIZE)
-    steps = trace(model, images)
-    known, measured = layers(steps), ["", *measured_fields(steps)]
-    row = "| {:22} | {:9} | {:12} | {:>4} | {:>4} | {:>8} |".format
-    rows = [row("layer", "k / s / p", "output", "RF", "jump", "measured")]
-    rows.append(row("---", "---", "---", "---:", "---:", "---:"))
-    titled = [each for each in zip(steps, known, measured) if each[1].title]
-    kinds = (at for at, (step, layer, _) in enumerate(titled) if at and layer.title != step.name)
-    # Of what happens to an image before the first layer of a known kind, the last has a row.
-    del titled[1 : next(kinds, 1) - 1]
-    for step, layer, pixels in titled:
-        sizes = "/".join(map(str, layer.geometry or ("-" if pixels else "")))
-        shape = " x ".join(map(str, step.output.shape[1:]))
-        rows.append(row(layer.title, sizes, shape, *(layer.field or "--"), pixels))
-    field = known[-1].field[0] if known[-1].field else measured[-1]
+    model = get_model(name, **sizes)
+    line = "| {:22} | {:9} | {:12} | {:>4} | {:>4} | {:>11} |".format
+    rows = rows_of(model)
+    lines = [line("layer", "k / s / p", "output", "RF", "jump", "measured")]
+    lines.append(line("---", "---", "---", "---:", "---:", "---:"))
+    lines += [line(*row) for row in rows]
+    images = torch.randn(IMAGES, 1, IMAGE_SIZE, IMAGE_SIZE, requires_grad=True)
+    seen = "{} x {}".format(*extent(model.eval()(images * 1), images))
     title = f"## {type(model).__name__}: {count_parameters(model):,} parameters"
-    seen = extent(model(images.requires_grad_() * 1), images)
     note = f"Of an image of 28 x 28, the logits see {seen}."
-    return "\n".join([f"{title}, receptive field {field} px", "", *rows, "", note, ""])
+    return "\n".join([f"{title}, receptive field {rows[-1].reach}", "", *lines, "", note, ""])
 
 
 def update(args: argparse.Namespace) -> None:
-    """Write RF.md, or with `args.check` raise RunError where it is not as it has to be."""
+    """Writes RF.md, or with `args.check` raises RunError where it is not as it has to be."""
+    reuse_freed_memory()
     before = RF_MD.read_text(encoding="utf-8")
-    content = "\n".join([before.partition("\n## ")[0], *map(table, attempts())])
+    models = tqdm(list_models(), "models", leave=False, disable=None)
+    content = "\n".join([before.partition("\n## ")[0], *map(table, models)])
     if not args.check:
         write_atomically(RF_MD, content.encode())
-        print(f"{RF_MD.name} written: {len(attempts())} models")
+        print(f"{RF_MD.name} written: {len(models)} models")
     elif before != content:
         raise RunError(f"{RF_MD.name} is stale; run python -m tools.receptive_field")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Runs the command line and returns its exit code."""
     parser = Parser("python -m tools.receptive_field", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is stale")
     return exit_code(parser.prog, update, parser.parse_args(argv))

@@ -1,11 +1,13 @@
-"""Draw how a trained network does on the 10,000 test digits, and what it looks like inside.
+"""Draw the results of a trained network on the 10,000 test digits, and its feature maps.
 
     python -m tools.report runs/model3-strong-seed42    # a run folder, or a file of weights
+    python -m tools.report runs/model3-strong-seed42 --hand-in
     python -m tools.report weights/model4.pt --out results --grad-cam blocks.5
 
-Writes six PNGs beside the weights, or into --out: which digits are taken for which, every
-mistake, the accuracy of each digit, filters and feature maps, the effective receptive field, and
-Grad-CAM of a layer: what on a digit speaks for the guess.
+Writes six PNGs beside the weights, or into --out: the confusion matrix, every mistake, the
+accuracy of each digit, filters and feature maps, the effective receptive field, and Grad-CAM of a
+layer. --hand-in adds report.md, which shows them with all that assignments ask for: model summary,
+checklist, receptive fields, log, curves, augmented images, recipe, seed and commit.
 """
 
 import argparse
@@ -24,28 +26,39 @@ from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 from torchvision.utils import make_grid
 
-from attempts import load_network
+from cli import Parser, UsageError, exit_code
+from curves import png
+from device import reuse_freed_memory
+from files import write_atomically
 from mnist import DATA_DIR, STD, Loader, load_mnist, normalize
-from predict import classify
-from run_folder import png, write_atomically
-from script import Parser, UsageError, exit_code
+from networks import load_model
+from tools import hand_in
 from tools.receptive_field import layers
 from tools.trace import trace
 
 WIDTH = 7.5  # inches: 900 pixels, the width of a README
 BATCH_SIZE = 250  # images
 MOST_MISTAKES = 500  # drawn at most: an untrained network makes 9,000
+MOST_HANDED_IN = 25  # of them
 SHOWN_DIGITS = 40  # with Grad-CAM
+MOST_MAPS = 64  # of a layer
 SHOWN_IMAGE = 1  # of the test set, for the feature maps: a 2 with strokes at every angle
 
 
-def confusion_matrix(labels: Tensor, guesses: Tensor) -> Tensor:
-    """Counts (10, 10): in row l and column g, how many images of digit l are taken for digit g."""
-    return torch.bincount(10 * labels + guesses, minlength=100).view(10, 10)
+def predict_probabilities(model: nn.Module, loader: Loader) -> Tensor:
+    """The softmax (N, 10) of the logits of all images."""
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(images).softmax(dim=1) for images, _ in loader])
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
+    """Counts (10, 10): in row l and column p, how many images of digit l are predicted as p."""
+    return torch.bincount(10 * labels + predictions, minlength=100).view(10, 10)
 
 
 def plot_confusion(matrix: Tensor, name: str) -> Figure:
-    """The counts. Mistakes alone are shaded: they would vanish beside a thousand right guesses."""
+    """The counts. Only mistakes are shaded: a thousand correct predictions would hide them."""
     mistakes = matrix.float().fill_diagonal_(0).numpy()
     most = max(mistakes.max(), 1)
     figure = Figure(figsize=(WIDTH, 6.8), layout="constrained")
@@ -53,55 +66,58 @@ def plot_confusion(matrix: Tensor, name: str) -> Figure:
     lines = {"edgecolors": "lightgray", "linewidth": 0.5, "shading": "nearest"}
     shades = np.ma.masked_equal(mistakes, 0)
     axes.pcolormesh(range(10), range(10), shades, cmap="Oranges", vmin=0, vmax=most, **lines)
-    for label, guess in matrix.nonzero().tolist():
-        shade = mistakes[label, guess] / most
-        color = "gray" if label == guess else "white" if shade > 0.6 else "black"
-        axes.text(guess, label, f"{matrix[label, guess]}", ha="center", va="center", color=color)
-    count = f"{mistakes.sum():,.0f} of {matrix.sum():,} test digits are taken for another"
-    axes.set(title=f"{name}: {count}", xlabel="guess", ylabel="label", ylim=(9.5, -0.5))
+    for label, prediction in matrix.nonzero().tolist():
+        shade, count = mistakes[label, prediction] / most, f"{matrix[label, prediction]}"
+        color = "gray" if label == prediction else "white" if shade > 0.6 else "black"
+        axes.text(prediction, label, count, ha="center", va="center", color=color)
+    title = f"{name}: {mistakes.sum():,.0f} of {matrix.sum():,} test digits are misclassified"
+    axes.set(title=title, xlabel="prediction", ylabel="label", ylim=(9.5, -0.5))
     axes.set(xticks=range(10), yticks=range(10), aspect="equal")
     return figure
 
 
-def by_sureness(labels: Tensor, probabilities: Tensor) -> tuple[Tensor, int]:
-    """The numbers of all images, the surest mistakes first; and how many mistakes there are."""
-    confidences, guesses = probabilities.max(dim=1)
-    wrong = guesses != labels
-    return (confidences * wrong).argsort(descending=True, stable=True), wrong.sum().item()
+def mistakes_of(labels: Tensor, probabilities: Tensor) -> Tensor:
+    """The indices of the misclassified images, the most confident first."""
+    confidences, predictions = probabilities.max(dim=1)
+    wrong = predictions != labels
+    return (confidences * wrong).argsort(descending=True, stable=True)[: wrong.sum()]
 
 
 def plot_digits(
     images: Tensor, labels: Tensor, probabilities: Tensor, title: str, maps: Tensor | None = None
 ) -> Figure:
-    """Each image with label, guess and confidence, and a map (28, 28) laid over it, if there are.
+    """Each image with label, prediction and confidence.
 
-    Maps are from 0, which is transparent, to 1.
+    Maps (N, 28, 28), if given, are laid over them; they are from 0, which is transparent, to 1.
     """
     columns, line = 10, 1.2
     height = line * max(math.ceil(len(images) / columns), 1)
     figure = Figure(figsize=(WIDTH, WIDTH * height / columns + 0.4), layout="constrained")
     axes = figure.subplots()
-    axes.set(title=f"{title} (label → guess, confidence)", xlim=(0, columns), ylim=(height, 0))
+    axes.set(title=f"{title} (label → prediction, confidence)", xlim=(0, columns), ylim=(height, 0))
     axes.axis("off")
     # A range that begins below zero makes the paper light gray, and so shows its edges.
     style = {"cmap": "gray_r", "vmin": -20, "vmax": 255, "interpolation": "nearest"}
-    for place, (confidence, guess) in enumerate(zip(*probabilities.max(dim=1))):
+    for place, (confidence, prediction) in enumerate(zip(*probabilities.max(dim=1))):
         x, y = place % columns, line * (place // columns)
         box = (x, x + 0.94, y + 0.94, y)
         axes.imshow(images[place, 0].numpy(), extent=box, **style)
         if maps is not None:
             heat = maps[place].numpy()
             axes.imshow(heat, extent=box, cmap="autumn_r", vmin=0, vmax=1, alpha=0.7 * heat)
-        text = f"{labels[place]} → {guess}  {100 * confidence:.0f} %"
+        text = f"{labels[place]} → {prediction}  {100 * confidence:.0f} %"
         axes.text(x + 0.47, y + 1.04, text, ha="center", va="center", fontsize=8)
     return figure
 
 
-def plot_mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, name: str) -> Figure:
-    """Each misclassified image; the surest mistakes first."""
-    order, mistakes = by_sureness(labels, probabilities)
-    drawn = order[: min(mistakes, MOST_MISTAKES)]
-    title = f"{name}: {len(drawn)} of {mistakes:,} mistakes, the surest first"
+def plot_mistakes(
+    images: Tensor, labels: Tensor, probabilities: Tensor, name: str, most: int = MOST_MISTAKES
+) -> Figure:
+    """The misclassified images, the most confident first, and at most so many."""
+    mistakes = mistakes_of(labels, probabilities)
+    drawn = mistakes[:most]
+    count = f"{len(drawn)} of " * (len(drawn) < len(mistakes)) + f"{len(mistakes):,} mistakes"
+    title = f"{name}: {count}, most confident first"
     return plot_digits(images[drawn], labels[drawn], probabilities[drawn], title)
 
 
@@ -125,27 +141,28 @@ def plot_accuracy(matrix: Tensor, name: str) -> Figure:
 def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
     """The filters (N, k, k) of the first convolution, and the maps that one image leads to.
 
-    Those are what each layer, but for max pools, reads of the normalised image (1, 28, 28):
-    (channels, height, width). With each goes a text.
+    Those are what each layer with weights or average pool reads of the normalized image
+    (1, 28, 28): (channels, height, width), the first MOST_MAPS. With each goes a text.
     """
     steps, rows = trace(model, image[None]), []
     for step in [step for step in steps if step.name == "conv2d"][:1]:
-        filters = step.settings["weight"][:, 0]
+        filters = step.settings["weight"][:MOST_MAPS, 0]
         rows.append((f"{len(filters)} filters of the first layer", filters))
     known = layers(steps)
     for step, layer in zip(steps[1:], known[1:]):
         maps, field = steps[step.reads[0]].output[0], known[step.reads[0]].field
-        told = layer.title and layer.title != "max pool" and step.reads[0] > 0
-        if told and maps.ndim == 3 and maps.shape[-1] > 1:
+        is_shown = (step.weights or layer.title == "average pool") and step.reads[0] > 0
+        if is_shown and maps.ndim == 3 and maps.shape[-1] > 1 and maps.is_floating_point():
             count, height, width = maps.shape
+            number = f"{MOST_MAPS} of {count}" if count > MOST_MAPS else f"{count}"
             reach = f", receptive field {field[0]} px" if field else ""
-            rows.append((f"{count} maps of {height} x {width}{reach}", maps))
+            rows.append((f"{number} maps of {height} x {width}{reach}", maps[:MOST_MAPS]))
     return rows
 
 
 def plot_features(model: nn.Module, image: Tensor, name: str) -> Figure:
-    """The filters of the first layer, and the feature maps of one normalised image (1, 28, 28)."""
-    legend = "red is positive, blue negative, white zero; each row has a scale of its own"
+    """The filters of the first layer, and the feature maps of one normalized image (1, 28, 28)."""
+    legend = "red is positive, blue negative, white zero; each row has its own scale"
     grids = [(f"the image, 28 x 28; below: {legend}", image[0])]
     for text, maps in feature_maps(model, image):
         across = math.ceil(len(maps) / math.ceil(len(maps) / 20))  # more than 20 take two lines
@@ -170,17 +187,17 @@ def logit_gradients(model: nn.Module, loader: Loader) -> Tensor:
     model.eval()
     gradients = [
         jacobian(lambda pixels: model(pixels * 1).sum(dim=0), images)[:, :, 0]
-        for images, _ in loader  # times 1: what works in place has a copy to work on
+        for images, _ in loader  # times 1: an in-place operation needs a copy
     ]
     return torch.cat(gradients, dim=1).abs().mean(dim=1) / STD
 
 
 def plot_receptive_field(model: nn.Module, loader: Loader, name: str) -> Figure:
-    """How much each pixel counts for all logits together, and for each: where they really look."""
+    """The mean gradient of the logits with respect to each pixel, of all logits and of each."""
     gradients = logit_gradients(model, loader).numpy()
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     count = f"mean of {len(loader.labels):,} test digits"
-    figure.suptitle(f"{name}: how much each pixel counts, |∂ logit / ∂ pixel|, {count}")
+    figure.suptitle(f"{name}: effective receptive field, |∂ logit / ∂ pixel|, {count}")
     left, right = figure.subfigures(1, 2, width_ratios=[2.4, 1])
     axes = left.subplots()
     together = np.ma.masked_equal(gradients.mean(axis=0), 0)
@@ -198,20 +215,21 @@ def plot_receptive_field(model: nn.Module, loader: Loader, name: str) -> Figure:
 
 
 def grad_cam(model: nn.Module, images: Tensor, layer: str | None) -> tuple[str, Tensor] | None:
-    """Where `layer` sees what speaks for the guess on normalised images: (N, 28, 28), 0 to 1.
+    """Grad-CAM (Selvaraju et al., 2017) of the predicted class of normalized images.
 
-    The layer is a name of named_modules(), by default the last that makes maps larger than a
-    pixel; its name is returned too. Without one there is no picture. UsageError where it makes no
-    maps. Grad-CAM (Selvaraju et al., 2017): the maps of the layer, each weighted by the mean
-    gradient of the logit, are summed up, and what is negative is left out.
+    Returns the name of the layer and maps (N, 28, 28) from 0 to 1: the ReLU of the sum of the
+    layer's maps, each weighted by the mean gradient of the logit. `layer` is a name of
+    named_modules(), by default the last with maps larger than a pixel; None where there is none.
+    UsageError where `layer` has no maps.
     """
     names, found = {module: name for name, module in model.named_modules()}, {}
 
     def keep(module: nn.Module, inputs: tuple, output: Any) -> Tensor | None:
         if not (module in names and isinstance(output, Tensor) and output.ndim == 4):
             return None
-        found[names[module]] = output
-        return output * 1  # a copy, for what works in place
+        if output.is_floating_point():
+            found[names[module]] = output
+        return output * 1  # a copy, for an in-place operation
 
     with register_module_forward_hook(keep):
         logits = model.eval()(images.requires_grad_() * 1)
@@ -229,42 +247,52 @@ def grad_cam(model: nn.Module, images: Tensor, layer: str | None) -> tuple[str, 
 
 
 def report(args: argparse.Namespace) -> None:
-    """Write the pictures and print where they are."""
-    name, model = load_network(args.path)
+    """Writes the pictures, and with `args.hand_in` report.md, and prints where they are."""
+    reuse_freed_memory()
+    run = hand_in.read_run(args.path) if args.hand_in else None
+    name, model = load_model(args.path)
     out = args.out or (args.path if args.path.is_dir() else args.path.parent)
     out.mkdir(parents=True, exist_ok=True)
-    images, labels = load_mnist(args.data_dir, train=False)
+    data_dir = args.data_dir or (run.data_dir if run else DATA_DIR)
+    images, labels = load_mnist(data_dir, train=False)
     fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
-    probabilities = classify(model, images[:, 0])
+    probabilities = predict_probabilities(model, Loader(images, labels, BATCH_SIZE))
     matrix = confusion_matrix(labels, probabilities.argmax(dim=1))
-    shown = by_sureness(labels, probabilities)[0][:SHOWN_DIGITS]
-    cam = grad_cam(model, normalize(images[shown] / 255), args.grad_cam)
+    most = MOST_HANDED_IN if run else MOST_MISTAKES
     figures = {
         "confusion": plot_confusion(matrix, name),
-        "mistakes": plot_mistakes(images, labels, probabilities, name),
+        "mistakes": plot_mistakes(images, labels, probabilities, name, most),
         "accuracy": plot_accuracy(matrix, name),
         "features": plot_features(model, normalize(images[SHOWN_IMAGE] / 255), name),
         "receptive-field": plot_receptive_field(model, fifth, name),
     }
+    shown = mistakes_of(labels, probabilities)[:SHOWN_DIGITS]
+    cam = grad_cam(model, normalize(images[shown] / 255), args.grad_cam)
     if cam:
-        title = f"{name}: Grad-CAM of {cam[0]}, mistakes first"
+        title = f"{name}: Grad-CAM of {cam[0]}, the {len(shown)} most confident mistakes"
         digits = images[shown], labels[shown], probabilities[shown]
         figures["grad-cam"] = plot_digits(*digits, title, cam[1])
-    for key, figure in figures.items():
-        path = out / f"{name}-{key}.png"
-        write_atomically(path, png(figure))
-        print(path)
+    pictures = {key: png(figure) for key, figure in figures.items()}
+    pictures |= hand_in.pictures_of(run, data_dir) if run else {}
+    files = {key: f"{name}-{key}.png" for key in pictures}
+    contents = {files[key]: picture for key, picture in pictures.items()}
+    if run:
+        contents["report.md"] = hand_in.text_of(run, model, files).encode()
+    for file, content in contents.items():
+        write_atomically(out / file, content)
+        print(out / file)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Runs the command line and returns its exit code."""
     parser = Parser("python -m tools.report", __doc__)
     add = parser.add_argument
     add("path", type=Path, metavar="RUN_FOLDER_OR_WEIGHTS")
     add("--out", type=Path, metavar="DIR", help="default: beside the weights")
     layer = "for Grad-CAM, a name of named_modules() (default: the last that has maps)"
     add("--grad-cam", metavar="LAYER", help=layer)
-    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help="default: data")
+    add("--hand-in", action="store_true", help="write report.md too; the run must be finished")
+    add("--data-dir", type=Path, metavar="DIR", help="default: data, or that of the run")
     return exit_code(parser.prog, report, parser.parse_args(argv))
 
 

@@ -1,24 +1,26 @@
-"""The records of all runs, and the tables and pictures that are made of nothing else.
+"""The records of all runs, and the tables and pictures made from them.
 
-    python -m tools.tables      # anew: those in README.md and results/README.md, two pictures
+    python -m tools.tables                    # updates the tables of the documents, two pictures
+    python -m tools.tables --challenge 10k    # prints one for another challenge
 
 results/runs.csv has a row per run, results/epochs.csv a row per run and epoch. A table stands
 between <!-- name --> and <!-- /name -->.
 """
 
 import io
-import math
 import re
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
-import run_folder
-from attempts import attempts
-from run_folder import LAST_EPOCHS, MAX_EPOCHS, MAX_PARAMETERS, MIN_ACCURACY, ROOT, EpochRecord
-from script import Parser, UsageError, exit_code
+from challenges import CHALLENGES, Challenge
+from cli import Parser, UsageError, exit_code
+from curves import png, table_header, table_row
+from files import write_atomically
+from networks import ROOT, get_model, list_models
+from run_folder import KEYS, ONE_VIEW, EpochRecord
 
 try:
     import pandas as pd
@@ -30,14 +32,15 @@ except ImportError as error:
     sys.exit(2)
 
 RESULTS, README = ROOT / "results", ROOT / "README.md"
-KEY = ["model", "recipe", "seed", "holdout"]  # names a run
-MADE_BY = ["commit", "torch", "device", "threads", "seconds"]
+KEY = ["model", "recipe", "seed", "holdout"]  # identifies a run
+MADE_BY = ["commit", "torch", "device", "device_name", "threads"]
 COLUMNS = {
-    "runs.csv": ["model", "parameters", *KEY[1:], *MADE_BY, "views_acc"],
-    "epochs.csv": [*KEY, *run_folder.KEYS],
+    "runs.csv": ["model", "parameters", *KEY[1:], *MADE_BY, "seconds", "views_acc"],
+    "epochs.csv": [*KEY, *KEYS, ONE_VIEW],
 }
+DEFAULT, LAST_EPOCHS = CHALLENGES["8k"], 5  # the challenge of the documents
 CLAIMED, RECIPE = ("model4", "model5"), "strong"  # of the claim; the recipe of most tables
-CHALLENGE = "meet the challenge (95 %)"
+MEET = "meet the challenge (95 %)"
 
 # ------------------------------------------------------------------------------- records
 
@@ -49,40 +52,45 @@ def read(results: Path, name: str, **options: Any) -> pd.DataFrame:
 
 
 def keep_record(row: dict[str, Any], epochs: list[EpochRecord], results: Path = RESULTS) -> None:
-    """Put a run into both files, in its place and instead of one of the same key, if any."""
-    # As text, so that every figure stays as it was written; but for what they are sorted by.
+    """Puts a run into both files, in its place, instead of any record with the same key."""
+    # As text, so that every figure stays as it was written, except what they are sorted by.
     types = defaultdict(lambda: str, seed=int, holdout=int, epoch=int)
     with FileLock(results / ".lock"):
-        # Its epochs first: while a run has no row, it is on record for nobody.
+        # Its epochs first: a run without a row in runs.csv is not on record.
         for name, rows in (("epochs.csv", epochs), ("runs.csv", [row])):
             old = read(results, name, dtype=types, keep_default_na=False)
             new = pd.DataFrame(rows, columns=COLUMNS[name], dtype=object)
             table = pd.concat([old[(old[KEY] != new[KEY].iloc[0]).any(axis=1)], new])
             table = table.sort_values([key for key in (*KEY, "epoch") if key in table])
             content = table.to_csv(index=False, lineterminator="\n")
-            run_folder.write_atomically(results / name, content.encode())
+            write_atomically(results / name, content.encode())
 
 
 def read_epochs(results: Path = RESULTS) -> pd.DataFrame:
-    """A row per run and epoch, as epochs.csv has it."""
+    """A row per run and epoch, as in epochs.csv."""
     return read(results, "epochs.csv")
 
 
-def read_records(results: Path = RESULTS) -> pd.DataFrame:
-    """A row per run: that of runs.csv, and what its epochs come to, with accuracies in %."""
-    runs = read(results, "runs.csv", dtype={"commit": str, "torch": str})
-    by_run = read_epochs(results).groupby(KEY)
+def read_records(results: Path = RESULTS, challenge: Challenge = DEFAULT) -> pd.DataFrame:
+    """A row per run: that of runs.csv, and figures of its epochs, with accuracies in %."""
+    runs, by_run = (
+        read(results, "runs.csv", dtype={"commit": str}),
+        read_epochs(results).groupby(KEY),
+    )
     figures = by_run["acc"].agg(
         epochs="size",
         acc="last",
-        lowest=lambda acc: acc.tail(LAST_EPOCHS).min() if len(acc) >= LAST_EPOCHS else math.nan,
+        lowest=lambda acc: acc.tail(LAST_EPOCHS).min(),
         late_acc=lambda acc: acc.tail(3).mean(),
+        reached=lambda acc: challenge.reached([*acc]),
+        all_acc=list,
     )
     figures["late_loss"] = by_run["loss"].agg(lambda loss: loss.tail(3).mean())
+    figures[["one_view_acc", "all_one_view_acc"]] = by_run[ONE_VIEW].agg(["last", list])
     records = runs.merge(figures.reset_index(), on=KEY)
-    fits = (records["parameters"] <= MAX_PARAMETERS) & (records["epochs"] <= MAX_EPOCHS)
-    records["meets"] = fits & (records["lowest"] >= MIN_ACCURACY)  # the challenge
-    records["base"] = records["model"].str.split("-").str[0]  # the network without its size
+    for name, accuracies in (("meets", "all_acc"), ("one_view_meets", "all_one_view_acc")):
+        pairs = zip(records["parameters"], records[accuracies])
+        records[name] = [all(challenge.checks(*pair).values()) for pair in pairs]
     # model10 after model9
     return records.sort_values("model", key=lambda names: names.str.len(), kind="stable")
 
@@ -91,7 +99,7 @@ def read_records(results: Path = RESULTS) -> pd.DataFrame:
 
 
 def interval(values: pd.Series) -> float:
-    """Half the width of the 95 % interval for the mean, by Student's t; NaN for one value."""
+    """Half the width of the 95 % interval of the mean, by Student's t; NaN for one value."""
     return stats.t.ppf(0.975, len(values) - 1) * values.sem()
 
 
@@ -113,29 +121,38 @@ def share(met: pd.Series) -> str:
 
 
 def markdown(table: pd.DataFrame, text: int = 1) -> str:
-    """A table in Markdown, aligned right but for the first `text` columns."""
+    """A table in Markdown, aligned right except for the first `text` columns."""
     if table.empty:
         return "No records yet."
     sides = ["left"] * text + ["right"] * (table.shape[1] - text)
     return table.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
-def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row for each network and recipe, in the order of `runs`: the distribution over seeds."""
-    cells = {
-        "seeds": ("acc", lambda acc: str(len(acc))),
-        "parameters": ("parameters", lambda numbers: f"{numbers.iloc[0]:,}"),
-        "last epoch, mean ± (95 %)": ("acc", lambda acc: mean_and_interval(acc, ".3f")),
-        "std": ("acc", lambda acc: f"{acc.std():.3f}" if len(acc) > 1 else "-"),
-        "min": ("acc", lambda acc: f"{acc.min():.2f}"),
-        "max": ("acc", lambda acc: f"{acc.max():.2f}"),
-        f"last ≥ {MIN_ACCURACY} %": ("acc", lambda acc: count(acc >= MIN_ACCURACY)),
-        f"last five ≥ {MIN_ACCURACY} %": ("lowest", lambda low: count(low >= MIN_ACCURACY)),
-        CHALLENGE: ("meets", share),
-        "nine views": ("views_acc", lambda acc: "-" if acc.isna().any() else f"{acc.mean():.3f}"),
-    }
-    groups = runs.groupby(["model", "recipe", runs["parameters"].rename("size")], sort=False)
-    return groups.agg(**cells).droplevel("size").reset_index()
+def summary(runs: pd.DataFrame, challenge: Challenge = DEFAULT) -> pd.DataFrame:
+    """A row per network, recipe and set of images, in the order of `runs`: the distribution.
+
+    Only test images have a verdict. Columns without any value are left out.
+    """
+    counted, enough, rows = challenge.counted.name.lower().replace("_", " "), challenge.accuracy, []
+    for key, group in runs.groupby(["model", "recipe", "holdout", "parameters"], sort=False):
+        (model, recipe, holdout, parameters), acc = key, group["acc"]
+        row = {"model": model, "recipe": recipe}
+        if runs["holdout"].any():
+            row["images"] = f"{holdout:,} validation" if holdout else "test"
+        row |= {"seeds": str(len(group)), "parameters": f"{parameters:,}"}
+        row["last epoch, mean ± (95 %)"] = mean_and_interval(acc, ".3f")
+        row["std"] = f"{acc.std():.3f}" if len(acc) > 1 else "-"
+        row |= {"min": f"{acc.min():.2f}", "max": f"{acc.max():.2f}"}
+        row[f"last ≥ {enough} %"] = count(acc >= enough)
+        row[f"{counted} ≥ {enough} %"] = count(group["reached"])
+        row[MEET] = "-" if holdout else share(group["meets"])
+        by_one = f"{group['one_view_acc'].mean():.3f}, {count(group['one_view_meets'])} meet it"
+        row["one view"] = "-" if holdout or group["one_view_acc"].isna().any() else by_one
+        views = group["views_acc"]
+        row["nine views"] = "-" if views.isna().any() else f"{views.mean():.3f}"
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != "-").any()]
 
 
 def under_one_recipe(runs: pd.DataFrame) -> pd.DataFrame:
@@ -146,11 +163,12 @@ def under_one_recipe(runs: pd.DataFrame) -> pd.DataFrame:
 
 def attempts_table(tested: pd.DataFrame) -> str:
     """A row for each modelX.py, under one recipe; "-" where none is on record."""
-    found = summary(under_one_recipe(tested)).drop_duplicates("model", keep="last")
-    table = found.set_index("model").reindex(attempts()).astype(object).fillna("-")
-    table["attempt"] = [f"[{name}]({name}.py)" for name in table.index]
-    titles = ["attempt", "recipe", "parameters", "seeds", "last epoch, mean ± (95 %)", "min"]
-    return markdown(table[[*titles, CHALLENGE]], 2)
+    titles = ["recipe", "parameters", "seeds", "last epoch, mean ± (95 %)", "one view", "min", MEET]
+    found = summary(under_one_recipe(tested)).reindex(columns=["model", *titles])
+    table = found.drop_duplicates("model", keep="last").set_index("model").reindex(list_models())
+    table = table.drop(columns="one view" if table["one view"].isna().all() else []).fillna("-")
+    table.insert(0, "attempt", [f"[{name}]({name}.py)" for name in table.index])
+    return markdown(table, 2)
 
 
 def claim(tested: pd.DataFrame, name: str) -> str:
@@ -158,41 +176,46 @@ def claim(tested: pd.DataFrame, name: str) -> str:
     runs = tested.query("model == @name and recipe == @RECIPE")
     if runs.empty:
         return f'**No record of {name} under the recipe "{RECIPE}" yet.**'
-    acc = runs["acc"]
+    acc, views, by_view = runs["acc"], len(getattr(get_model(name), "views", " ")), ""
+    if views > 1:
+        by_view = f" Each prediction averages {views} views of the image"
+        if runs["one_view_acc"].notna().all():
+            mean, met = mean_and_interval(runs["one_view_acc"]), count(runs["one_view_meets"])
+            by_view += f"; by one view: {mean} %, and {met} seeds"
+        by_view += "."
     return (
         f"**{name}, {runs['parameters'].max():,} parameters, {runs['epochs'].max()} epochs: "
         f"{mean_and_interval(acc)} % test accuracy at the last epoch (mean of {len(runs)} seeds "
         f"and its 95 % interval; standard deviation {acc.std():.2f}, minimum {acc.min():.2f} %), "
-        f"and {count(runs['lowest'] >= MIN_ACCURACY)} seeds with the last five epochs "
-        f"≥ {MIN_ACCURACY} %.**"
+        f"and {count(runs['reached'])} seeds with the last five epochs ≥ {DEFAULT.accuracy} %."
+        f"{by_view}**"
     )
 
 
 def epochs_tables(epochs: pd.DataFrame) -> str:
     """One run of each network, seed 42, epoch by epoch, as train.py prints it."""
-    runs = under_one_recipe(epochs.query("seed == 42 and holdout == 0"))
-    lines = []
-    for name in attempts():
-        rows = runs[runs["model"] == name]
-        if rows.empty:
-            continue
-        lines += [f"### {name}, {''.join(rows['recipe'].unique())}", "", run_folder.table_header(0)]
-        lines += [*map(run_folder.table_row, rows.to_dict("records")), ""]
-    return "\n".join(lines[:-1])
+    runs, tables = under_one_recipe(epochs.query("seed == 42 and holdout == 0")), []
+    for name in list_models():
+        rows = runs[runs["model"] == name].to_dict("records")
+        if rows:
+            lines = [f"### {name}, {rows[0]['recipe']}", "", table_header(0), *map(table_row, rows)]
+            tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def ablation_table(records: pd.DataFrame) -> str:
-    """A whole recipe, then for each part the mean of the paired differences without it."""
-    held_out, rows = records[records["holdout"] > 0].set_index("seed"), []
-    titles = {"late_acc": "held-out accuracy (%)", "lowest": "lowest of the last five (%)"}
-    for (model, recipe), runs in held_out.groupby(["model", "recipe"]):
-        base, _, part = recipe.partition("-without-")
-        whole = held_out.query("model == @model and recipe == @base")
-        row = {"model": model, "recipe": base, "taken out": part or "nothing", "seeds": len(runs)}
+    """A recipe on validation images, and the mean of the paired differences for its changes."""
+    validated, rows = records[records["holdout"] > 0].set_index(["holdout", "seed"]), []
+    titles = {"late_acc": "accuracy (%)", "lowest": "lowest of the last five (%)"}
+    for (model, recipe), runs in validated.groupby(["model", "recipe"]):
+        base, _, changes = recipe.partition("+")
+        whole = validated.query("model == @model and recipe == @base")
+        row = {"model": model, "recipe": base, "changes": changes.replace("+", ", ") or "none"}
+        row["seeds"] = str(len(runs))
         for name, title in (titles | {"late_loss": "loss"}).items():
             form = ".4f" if name == "late_loss" else ".3f"
             row[title] = f"{runs[name].mean():{form}}"
-            if part:
+            if changes:
                 change = (runs[name] - whole[name]).dropna()  # seed by seed
                 cell = mean_and_interval(change, f"+{form}")
                 row[title] = f"**{cell}**" if abs(change.mean()) > interval(change) else cell
@@ -205,61 +228,66 @@ def ablation_table(records: pd.DataFrame) -> str:
 
 def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
     """Test accuracy by epoch, each seed faint, the mean bold: attempts with `fewest` seeds."""
-    runs = epochs.query("recipe == @RECIPE and holdout == 0")
-    runs = runs[runs["model"].isin(attempts())]
-    runs = runs.pivot(index=["model", "epoch"], columns="seed", values="acc").groupby("model")
-    tables = {name: table.droplevel("model").dropna(axis=1) for name, table in runs}
-    tables = {name: table for name, table in tables.items() if table.shape[1] >= fewest}
-    figure = Figure(figsize=(4.5 * (len(tables) or 1), 4), layout="constrained")
-    panels = figure.subplots(1, len(tables) or 1, sharey=True, squeeze=False)[0]
+    runs = epochs.query("recipe == @RECIPE and holdout == 0 and model in @list_models()")
+    runs = runs.groupby("model").filter(lambda rows: rows["seed"].nunique() >= fewest)
+    runs = runs.groupby("model")
+    figure = Figure(figsize=(4.5 * (len(runs) or 1), 4), layout="constrained")
+    panels = figure.subplots(1, len(runs) or 1, sharey=True, squeeze=False)[0]
     panels[0].set_ylabel("test accuracy (%)")
-    for axis, (name, table) in zip(panels, tables.items()):
-        axis.axhline(MIN_ACCURACY, color="C1", linewidth=1)
-        axis.axvspan(len(table) - LAST_EPOCHS + 0.5, len(table) + 0.5, color="C1", alpha=0.08)
+    for axis, (name, rows) in zip(panels, runs):
+        table = rows.pivot(index="epoch", columns="seed", values="acc")
+        late = table.tail(LAST_EPOCHS)
+        axis.axhline(DEFAULT.accuracy, color="C1", linewidth=1)
+        axis.axvspan(late.index[0] - 0.5, late.index[-1] + 0.5, color="C1", alpha=0.08)
         axis.plot(table, color="C0", alpha=0.3, linewidth=1)
         axis.plot(table.mean(axis=1), color="C0", linewidth=2.5)
-        met = count((table.tail(LAST_EPOCHS) >= MIN_ACCURACY).all())
-        axis.set_title(f"{name}: {met} seeds with the last five ≥ {MIN_ACCURACY} %", fontsize=10)
-        low = min(98.6, table.tail(LAST_EPOCHS).min(axis=None))
+        met = f"{count((late >= DEFAULT.accuracy).all())} seeds with the last five"
+        axis.set_title(f"{name}: {met} ≥ {DEFAULT.accuracy} %", fontsize=10)
+        low = min(98.6, late.min(axis=None))
         axis.set(xlabel="epoch", xticks=table.index[::2], ylim=(low, 99.75))
         axis.spines[["top", "right"]].set_visible(False)
-    return run_folder.png(figure)
+    return png(figure)
 
 
-def plot_frontier(records: pd.DataFrame) -> bytes:
-    """Parameters against test accuracy: mean and range of ours, one figure each of public ones."""
-    figure = Figure(figsize=(10, 5), layout="constrained")
+def plot_frontier(tested: pd.DataFrame) -> bytes:
+    """Parameters against test accuracy: our attempts, other sizes of them, and public results."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(MIN_ACCURACY, color="gray", linewidth=1)
-    axes.axvline(MAX_PARAMETERS, color="gray", linewidth=1)
-    runs = under_one_recipe(records.query("holdout == 0"))
-    # Former attempts share a prefix, and no design: each is a family of its own.
-    families = runs["base"].where(runs["base"].isin(attempts()), runs["model"])
-    for number, (base, found) in enumerate(runs.groupby(families)):
-        last, color = found.groupby("parameters")["acc"].agg(["mean", "min", "max"]), f"C{number}"
-        name = f"{base} and other sizes" if len(last) > 1 else base
-        if (recipes := sorted({*found["recipe"]})) != [RECIPE]:
-            name += f", {' and '.join(recipes)}"
-        axes.vlines(last.index, last["min"], last["max"], color=color)
-        axes.plot(last["mean"], f".-{color}", markersize=9, label=f"{name}: mean, range")
-    public = pd.read_csv(RESULTS / "public.csv", keep_default_na=False)
-    for letter, (name, _, parameters, accuracy, chosen) in zip(ascii_uppercase, public.to_numpy()):
-        color, why = ("red", ", chosen by the test set") if chosen else ("black", "")
-        point = {"color": color, "marker": f"${letter}$", "linestyle": "", "zorder": 3}
-        axes.plot(parameters, accuracy, label=f"{name}{why}", **point)
-    axes.set(xscale="log", xlabel="parameters", ylabel="test accuracy (%)")
+    axes.axhline(100 - DEFAULT.accuracy, color="gray", linewidth=1)
+    axes.axvline(DEFAULT.parameters.value, color="gray", linewidth=1)
+    box = {"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0}
+    label = partial(axes.annotate, textcoords="offset points", bbox=box)
+    runs = under_one_recipe(tested)
+    errors = (100 - runs["acc"]).groupby([runs["model"], runs["parameters"]])
+    table = errors.agg(["mean", interval]).reset_index().sort_values("parameters")
+    for number, name in enumerate(list_models()):
+        sizes = table[table["model"].str.fullmatch(f"{name}(-.*)?")].to_numpy()
+        if len(sizes) > 1:
+            axes.plot(sizes[:, 1], sizes[:, 2], f".-C{number}", alpha=0.3)
+            label(f"other sizes of {name}", sizes[0, 1:3], (7, -9), color=f"C{number}")
+    public = pd.read_csv(RESULTS / "public.csv", keep_default_na=False).to_numpy()
+    for repository, _, parameters, accuracy, chosen in public:
+        axes.plot(parameters, 100 - accuracy, "k^", fillstyle="none" if chosen else "full")
+        label(repository.split("/")[0], (parameters, 100 - accuracy), (7, -7), fontsize=8)
+    attempts = table[table["model"].isin(list_models())].to_numpy()
+    axes.errorbar(*attempts[:, 1:].astype(float).T, fmt="o-", color="C0", capsize=3)
+    for name, parameters, error, _ in attempts:
+        label(name, (parameters, error), (-7, 6), ha="right", color="C0", weight="bold")
+    axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="test accuracy (%)")
     axes.set_xticks(ticks := [500, 1_000, 2_000, 4_000, 8_000, 16_000], [f"{n:,}" for n in ticks])
+    axes.set_yticks(100 - pd.Series(ticks := [98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7]), ticks)
+    axes.set_ylim(2.3, 0.28)
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    return run_folder.png(figure)
+    axes.set_title("triangles: public results; hollow: chosen on the test set", fontsize=10)
+    return png(figure)
 
 
 # ------------------------------------------------------------------------------ documents
 
 
 def write_tables(path: Path, tables: dict[str, str]) -> None:
-    """Put each table between its markers in the document `path`, in place of what was there."""
+    """Puts each table between its markers in the document `path`, in place of what was there."""
     text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -267,45 +295,49 @@ def write_tables(path: Path, tables: dict[str, str]) -> None:
         text, found = re.subn(f"{start}.*?{end}", lambda _, made=made: made, text, flags=re.S)
         if not found:
             raise UsageError(f"{path}: no {start} followed by {end}; put them back")
-    run_folder.write_atomically(path, text.encode())
+    write_atomically(path, text.encode())
 
 
 def documents(records: pd.DataFrame, epochs: pd.DataFrame) -> dict[Path, dict[str, str]]:
     """The tables of each document, by name."""
     tested = records[records["holdout"] == 0]
-    whole = tested[tested["model"] == tested["base"]]
-    small = tested[tested["parameters"] <= MAX_PARAMETERS]
-    sizes = under_one_recipe(small).sort_values("parameters", kind="stable")
+    attempts = tested[~tested["model"].str.contains("-")]
+    small = under_one_recipe(tested[tested["parameters"].map(DEFAULT.parameters.allows)])
+    sizes = summary(small.sort_values("parameters", kind="stable"))
+    claims = "\n".join(f"- {claim(tested, name)}" for name in CLAIMED)
+    results = {"seeds": markdown(summary(attempts), 2), "sizes": markdown(sizes, 2)}
     return {
-        README: {
-            "claim": "\n".join(f"- {claim(tested, name)}" for name in CLAIMED),
-            "attempts": attempts_table(whole),
-        },
-        RESULTS / "README.md": {
-            "seeds": markdown(summary(whole), 2),
-            "epochs": epochs_tables(epochs),
-            "ablation": ablation_table(records),
-            "sizes": markdown(summary(sizes), 2),
-        },
+        README: {"claim": claims, "attempts": attempts_table(attempts)},
+        RESULTS / "README.md": results | {"ablation": ablation_table(records)},
+        RESULTS / "epochs.md": {"epochs": epochs_tables(epochs)},
     }
 
 
-def update() -> dict[str, str]:
-    """Make all tables and pictures anew from the records; those of results/README.md by name."""
+def update() -> None:
+    """Updates all tables and pictures from the records."""
     with FileLock(RESULTS / ".lock"):  # two studies at once take turns
         epochs, records = read_epochs(RESULTS), read_records(RESULTS)
-        made = documents(records, epochs)
-        for path, tables in made.items():
+        for path, tables in documents(records, epochs).items():
             write_tables(path, tables)
-        run_folder.write_atomically(RESULTS / "seeds.png", plot_seeds(epochs))
-        run_folder.write_atomically(RESULTS / "frontier.png", plot_frontier(records))
-    return made[RESULTS / "README.md"]
+        write_atomically(RESULTS / "seeds.png", plot_seeds(epochs))
+        write_atomically(RESULTS / "frontier.png", plot_frontier(records.query("holdout == 0")))
+
+
+def show(name: str | None) -> None:
+    """Prints the distribution of every network for a challenge, or updates the documents."""
+    if name:
+        tested = read_records(RESULTS, CHALLENGES[name]).query("holdout == 0")
+        print(markdown(summary(tested, CHALLENGES[name]), 2))
+    else:
+        update()
+        print("README.md, results/*.md, seeds.png and frontier.png are up to date")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    Parser("python -m tools.tables", __doc__).parse_args(argv)
-    return exit_code("python -m tools.tables", lambda: print(update()["seeds"]))
+    """Runs the command line and returns its exit code."""
+    parser = Parser("python -m tools.tables", __doc__)
+    parser.add_argument("--challenge", choices=[*CHALLENGES])
+    return exit_code(parser.prog, show, parser.parse_args(argv).challenge)
 
 
 if __name__ == "__main__":

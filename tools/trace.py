@@ -35,6 +35,19 @@ class Step:
         given = dict(zip((argument.name for argument in arguments), args)) | kwargs
         return {each.name: given.get(each.name, each.default_value) for each in arguments}
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The matrices and filters that it combines its input with."""
+        pointwise = torch.Tag.pointwise in getattr(self.operation, "tags", ())
+        leaves = [] if pointwise else tree_leaves(self.given)
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 1]
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it only arranges anew what it reads, as a transposition or a slice does."""
+        alias = self.operation._schema.returns[0].alias_info
+        return alias is not None and not alias.is_write
+
     def run(self, outputs: list[Tensor] | dict[int, Tensor]) -> Tensor:
         """Its output, where other outputs take the place of those that it read."""
         args, kwargs = tree_map_only(Read, lambda number: outputs[number], self.given)
@@ -66,9 +79,12 @@ class Tracer(TorchDispatchMode):
         return output
 
 
-def trace(model: nn.Module, images: Tensor) -> list[Step]:
-    """The steps from images (N, 1, 28, 28), which are the first, to logits, in evaluation mode."""
-    model.eval()
+def trace(model: nn.Module, images: Tensor, training: bool = False) -> list[Step]:
+    """The steps from images (N, 1, 28, 28), which are the first, to logits.
+
+    In evaluation mode, unless in `training`, which moves the statistics of BatchNorm.
+    """
+    model.train(training)
     # In inference mode, operations come as they are called, and not taken to pieces.
     with torch.inference_mode(), Tracer(images) as tracer:
         logits = model(images)

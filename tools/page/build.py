@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from attempts import count_parameters, load_network
+from cli import Parser, RunError, UsageError, exit_code
+from files import write_atomically
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Loader, load_mnist
-from run_folder import ROOT, write_atomically
-from script import Parser, RunError, UsageError, exit_code
+from networks import ROOT, count_parameters, load_model
 from tools.trace import Read, Step, trace
 from train import TEST_BATCH_SIZE, evaluate
 
@@ -254,7 +254,7 @@ def networks(images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in sorted(WEIGHTS.glob("*.pt"), key=lambda path: (len(path.stem), path.stem)):
         try:
-            name, model = load_network(path, path.stem)
+            name, model = load_model(path, path.stem)
             loader = Loader(images, labels, TEST_BATCH_SIZE)
             accuracy = f"{evaluate(model, loader, nn.CrossEntropyLoss())[1]:.2f}"
             entry = {"name": name, "parameters": count_parameters(model), "accuracy": accuracy}
