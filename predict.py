@@ -1,75 +1,91 @@
-"""Say which digits are on each picture, with a trained network.
+"""Reads the digits on pictures with a trained network.
 
     python predict.py digit.png photo.jpg
     python predict.py digit.png --weights runs/model1-strong-seed42/weights.pt --show
 
-    | File      |    Digits |     Confidence | Runner-up |
-    | --------- | --------: | -------------: | --------- |
-    | digit.png |         7 |         99.1 % | 2 (0.3 %) |
-    | photo.jpg | 3141 5926 | 61.3 %, unsure | 4 (9.2 %) |
+    | File      |    Digits |     Confidence | Least confident digit | Runner-up |
+    | --------- | --------: | -------------: | --------------------: | --------- |
+    | digit.png |         7 |         99.1 % |            7 (99.1 %) | 2 (0.3 %) |
+    | photo.jpg | 3141 5926 | 61.3 %, unsure |            1 (88.9 %) | 4 (9.2 %) |
 
 One digit or several, line by line, on pictures of any size and colour, drawn, scanned or
-photographed; of several, confidence and runner-up are of the one that is least sure. Each is
-brought to what the network was trained on, the way MNIST was made from NIST's scans (LeCun et al.,
-"Gradient-based learning applied to document recognition", 1998): a light digit on black, fitted
-into 20 x 20 pixels and centred in 28 x 28 by its centre of mass. What on a picture is digit and
-what is table, frame or ruling, the network decides: that of which it is most sure counts. In a
-program, `probabilities` does the same for a picture of one digit.
+photographed. The confidence is the probability that the whole reading is right. Digits are cut out
+by heuristic over-segmentation and prepared as MNIST was made from NIST's scans (LeCun et al.,
+"Gradient-based learning applied to document recognition", 1998). In a program, `probabilities`
+does the same for a picture of one digit.
 """
 
 import argparse
 import functools
 import json
+import math
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor, nn
 
-from attempts import attempts, load_network
-from ink import KEPT_SIZE, TALL, Area, Candidate, Part, candidates, cut, find_lines, find_parts, open_picture, resize, weighted_median
+from cli import Parser, UsageError, exit_code, whole_number
+from files import regular_file
+from ink import (
+    TALL,
+    Area,
+    Candidate,
+    Part,
+    cut,
+    find_candidates,
+    find_lines,
+    find_parts,
+    open_picture,
+    stroke_width,
+    typical,
+)
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
-from run_folder import ROOT
-from script import Parser, UsageError, exit_code, one_line, regular_file, whole_number
+from networks import ROOT, list_models, load_model
 
 DEFAULT_MODEL = "model4"
 WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 THIN, THICKENED = 0.04, 0.09  # width of a stroke in the longer side of its digit
-SURE = 0.85
-PRICE = {Area.ALL: 0.0, Area.EDGE: -0.02, Area.LIGHT: 0.01, Area.DARK: 0.02}
-UNRULED_PRICE, PIECE_PRICE, SEVERAL_PRICE = 0.04, 0.08, 0.06
-CUT_PRICE, STROKE_PRICE, EDGE_PRICE, LONE_PRICE = 0.1, 0.02, 0.2, 0.05
-LEFT_OUT, HEIGHT_PRICE, WIDTH_PRICE = 1.0, 2.0, 1.0
-MOST_PIECES, MOST_JOINED, WIDEST = 6, 6, 1.3
+SURE = 0.5  # less is unsure
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
-# ------------------------------------------------------------------ parts to MNIST's images
+# Costs are in units of a negative log-likelihood: of a digit in a line, ...
+CUT_COST, STROKE_COST = 0.1, 0.02  # each cut, and each stroke that it crosses
+LOW, LOW_COST = 0.7, 2.0  # heights of the line: a lower digit, for each height
+BROAD, BROAD_COST = 0.85, 1.0  # heights of the line: a broader digit, for each height
+SKIP_COST = 1.0  # a small part that is no digit, for the ink of a digit
+MOST_JOINED, WIDEST = 6, 1.3  # parts of a digit, and its width in heights
+NEAR, SMALL_NEAR = 0.12, 0.25  # heights: the largest gap between parts of a digit
+# ... and of a reading, which is the mean over its digits, and these:
+AREA_COST = {Area.ALL: 0.0, Area.EDGE: -0.02, Area.LIGHT: 0.01, Area.DARK: 0.02}
+UNRULED_COST = 0.04  # ruling that was removed
+EDGE_COST = 0.2  # parts left out at the edges, for the ink of a digit
+PIECE_COST, MOST_PIECES = 0.08, 6  # one digit of several tall parts: each further one
+SEVERAL_COST, LONE_COST = 0.06, 0.05  # several digits, by their number, and of a single part
+
+# -------------------------------------------------------------------- parts to MNIST's images
 
 
-@dataclass(frozen=True)
-class Digit:
-    """A digit on a picture: left, top, right, bottom in pixels, image (28, 28), probabilities (10,)."""
+class Digit(NamedTuple):
+    """A digit: its box (left, top, right, bottom) in pixels, image (28, 28), probabilities (10)."""
 
     box: tuple[float, ...]
     image: np.ndarray
     probabilities: Tensor
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The digits of a picture line by line, and the probability that all of them are right."""
+class Reading(NamedTuple):
+    """The digits of a picture line by line; `cost` is the mean of their costs."""
 
     lines: list[list[Digit]]
-    score: float
-    confidence: float = 0.0
-    name: str = ""
+    cost: float
 
     @property
     def digits(self) -> list[Digit]:
@@ -77,38 +93,53 @@ class Reading:
 
     @property
     def text(self) -> str:
-        return " ".join("".join(str(int(d.probabilities.argmax())) for d in line) for line in self.lines)
+        lines = (
+            [str(digit.probabilities.argmax().item()) for digit in line] for line in self.lines
+        )
+        return " ".join("".join(line) for line in lines)
+
+    @property
+    def confidence(self) -> float:
+        """The probability that it is right, calibrated as results/README.md describes."""
+        return math.exp(sum(d.probabilities.max().log().item() for d in self.digits))
 
 
 class Segment(NamedTuple):
-    """The parts `first` to `end` of a line, as the image (28, 28) of one digit."""
+    """The parts `first` to `end` of a line, as one digit; without an image they are left out."""
 
     first: int
     end: int
-    box: tuple[int, int, int, int]
-    mass: float
-    image: np.ndarray
-    cut: float = 0.0  # strokes crossed by its cuts
+    cost: float
+    box: tuple[int, ...] = ()
+    image: np.ndarray | None = None
 
 
-def segment(ink: np.ndarray, line: list[Part], first: int, end: int) -> Segment:
-    parts = line[first:end]
+class Layout(NamedTuple):
+    """A candidate divided into digits: the segments of each line, and what it costs."""
+
+    candidate: Candidate
+    lines: list[list[Segment]]
+    cost: float
+    several_cost: float = 0.0
+
+
+def cut_out(ink: np.ndarray, parts: Sequence[Part]) -> tuple[tuple[int, ...], np.ndarray]:
+    """Returns the box around parts of the ink (H, W), and their image (28, 28)."""
     boxes = np.array([part.box for part in parts])
-    left, top, right, bottom = box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+    left, top, right, bottom = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
     mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
     for part in parts:
-        x, y = part.box[0] - left, part.box[1] - top
-        mask[y : y + part.mask.shape[0], x : x + part.mask.shape[1]] |= part.mask
+        mask[part.box[1] - top : part.box[3] - top, part.box[0] - left : part.box[2] - left] |= (
+            part.mask
+        )
     mask = cv2.dilate(mask, np.ones((3, 3)))  # with its soft edges
-    return Segment(first, end, box, sum(part.mass for part in parts), fit_and_centre(ink[top:bottom, left:right] * mask), line[first].cut)
+    image = fit_and_centre(ink[top:bottom, left:right] * mask)
+    return (int(left), int(top), int(right), int(bottom)), image
 
 
 def fit_and_centre(ink: np.ndarray) -> np.ndarray:
-    """A cropped digit (H, W), light on black: fitted into 20 x 20, centred by mass in 28 x 28."""
-    inside = ink > 0.25
-    border = inside & ~ndimage.binary_erosion(inside)
-    width = 2 * ink.sum() / max(1, border.sum())  # of a stroke
-    longest = max(ink.shape)
+    """Fits a cropped digit (H, W) into 20 x 20, and centres it by mass in 28 x 28, as uint8."""
+    longest, width = max(ink.shape), stroke_width(ink)
     if width < THIN * longest:  # too faint when it is made smaller
         wider = round(THICKENED * longest - width)
         ink = ndimage.grey_dilation(np.pad(ink, wider // 2), (wider + 1, wider + 1))
@@ -124,141 +155,121 @@ def fit_and_centre(ink: np.ndarray) -> np.ndarray:
     return image
 
 
-# ------------------------------------------------------------------ images to digits
-
-
-class Line(NamedTuple):
-    parts: list[Part]
-    segments: list[Segment]
-    size: float
-
-
-class Layout(NamedTuple):
-    """A candidate with what each digit may be: lines of segments."""
-
-    candidate: Candidate
-    lines: list[Line]
-    whole: bool
-    left_out: float
-    lone: bool = False
+# ------------------------------------------------------------------ candidates to a reading
 
 
 def lay_out(candidate: Candidate, several: bool) -> list[Layout]:
-    """How the ink of a candidate may be divided: all of it one digit, or lines of several."""
-    ink = candidate.ink
-    parts, left_out = find_parts(ink)
+    """Divides the ink of a candidate: all of it one digit, and lines of several."""
+    parts, left_out = find_parts(candidate.ink)
     if not parts:
         return []
+    cost = AREA_COST[candidate.area] + UNRULED_COST * candidate.unruled + EDGE_COST * left_out
     layouts = []
     if not several or len(parts) <= MOST_PIECES:
-        one = segment(ink, parts, 0, len(parts))
-        layouts.append(Layout(candidate, [Line(parts, [one], one.box[3] - one.box[1])], True, left_out))
+        tallest = max(part.height for part in parts)
+        pieces = sum(part.height > TALL * tallest for part in parts)
+        one = Segment(0, 1, 0.0, *cut_out(candidate.ink, parts))
+        layouts.append(Layout(candidate, [[one]], cost + PIECE_COST * (pieces - 1)))
     if several:
-        lines = [cut_line(ink, line) for line in find_lines(parts)]
-        if sum(len(line.segments) for line in lines) > 1:
-            layouts.append(Layout(candidate, lines, False, left_out, len(parts) == 1))
+        lines = [find_segments(candidate.ink, line) for line in find_lines(parts)]
+        if sum(map(len, lines)) > 1:
+            cost += LONE_COST * (len(parts) == 1)
+            layouts.append(Layout(candidate, lines, cost, SEVERAL_COST))
     return layouts
 
 
-def cut_line(ink: np.ndarray, line: list[Part]) -> Line:
-    size = float(np.median([part.height for part in line if part.height > TALL * max(p.height for p in line)]))
-    pieces = [piece for part in line for piece in cut(part, ink, size)]
-    found = []
-    for first in range(len(pieces)):
-        for end in range(first + 1, min(first + MOST_JOINED, len(pieces)) + 1):
-            if end > first + 1 and not joinable(pieces, first, end, size):
+def find_segments(ink: np.ndarray, line: list[Part]) -> list[Segment]:
+    """Lists what may be a digit in a line: runs of its parts and of their pieces."""
+    tallest = max(part.height for part in line)
+    size = float(np.median([part.height for part in line if part.height > TALL * tallest]))
+    line = [piece for part in line for piece in cut(part, ink, size)]
+    mass = typical([part.mass for part in line], [part.mass for part in line])
+    segments = []
+    for first, part in enumerate(line):
+        if part.height < TALL * size:
+            segments.append(Segment(first, first + 1, SKIP_COST * part.mass / mass))
+        for end in range(first + 1, min(first + MOST_JOINED, len(line)) + 1):
+            run = line[first:end]
+            if not joinable(run, size):
                 break
-            found.append(segment(ink, pieces, first, end))
-    return Line(pieces, found, size)
+            box, image = cut_out(ink, run)
+            cost = BROAD_COST * max(0.0, (box[2] - box[0]) / size - BROAD)
+            cost += LOW_COST * max(0.0, LOW - (box[3] - box[1]) / size)
+            cost += (CUT_COST + STROKE_COST * part.crossed) * (part.crossed > 0)
+            segments.append(Segment(first, end, cost, box, image))
+    return segments
 
 
-def joinable(pieces: list[Part], first: int, end: int, size: float) -> bool:
-    """Whether parts may be one digit: not too wide, and near each other."""
-    parts = pieces[first:end]
-    left, right = min(part.box[0] for part in parts), max(part.box[2] for part in parts)
-    gap = parts[-1].box[0] - max(part.box[2] for part in parts[:-1])
-    small = min(parts[-1].height, parts[-2].height) < TALL * size
-    return right - left < WIDEST * size and gap < (0.25 if small else 0.12) * size
+def joinable(run: list[Part], size: float) -> bool:
+    """Returns whether parts of a line `size` high may be one digit: near, and not too wide."""
+    if len(run) == 1:
+        return True
+    edges = [part.box[2] for part in run]
+    small = min(run[-1].height, run[-2].height) < TALL * size
+    near = run[-1].box[0] - max(edges[:-1]) < (SMALL_NEAR if small else NEAR) * size
+    return near and max(edges) - min(part.box[0] for part in run) < WIDEST * size
 
 
-def best_path(line: Line, logs: list[float], whole: bool) -> tuple[float, list[int]]:
-    """The segments that make up a line at the least cost, and that cost."""
-    mass = weighted_median(*np.array([(part.mass, part.mass) for part in line.parts]).T)
-    best: list[tuple[float, list[int]]] = [(0.0, [])] + [(np.inf, [])] * len(line.parts)
-    for index, one in sorted(enumerate(line.segments), key=lambda pair: pair[1].first):
-        cost = best[one.first][0] - logs[index] + (CUT_PRICE + STROKE_PRICE * one.cut) * (one.cut > 0)
-        height = (one.box[3] - one.box[1]) / line.size
-        cost += HEIGHT_PRICE * max(0.0, 0.7 - height)
-        width = (one.box[2] - one.box[0]) / line.size
-        cost += WIDTH_PRICE * max(0.0, width - (1.2 if whole else 0.85))
-        if cost < best[one.end][0]:
-            best[one.end] = cost, [*best[one.first][1], index]
-        if one.end == one.first + 1 and is_small(line.parts[one.first], line.size):
-            cost = best[one.first][0] + LEFT_OUT * line.parts[one.first].mass / mass
-            if cost < best[one.end][0]:
-                best[one.end] = cost, best[one.first][1]
-    return best[-1]
+def best_path(
+    segments: list[Segment], probabilities: Sequence[Tensor]
+) -> tuple[float, list[tuple[Segment, Tensor]]]:
+    """Finds the segments that cover a line at the least cost; returns that cost, and the digits.
+
+    The cost of a digit is the negative logarithm of its probability, and that of its segment.
+    """
+    best = {0: (0.0, [])}
+    for segment, row in sorted(zip(segments, probabilities), key=lambda pair: pair[0].first):
+        cost, path = best[segment.first]
+        if segment.image is not None:
+            cost, path = cost - math.log(row.max().item()), [*path, (segment, row)]
+        if cost + segment.cost < best.get(segment.end, (math.inf,))[0]:
+            best[segment.end] = cost + segment.cost, path
+    return best[max(best)]
 
 
-def is_small(part: Part, size: float) -> bool:
-    return part.height < TALL * size
-
-
-def find_digits(picture: Image.Image, network: nn.Module, several: bool = True) -> list[Reading]:
-    """The readings of a picture as from `flatten`, the best first."""
-    levels = np.nan_to_num(np.asarray(picture, dtype=np.float32))
-    pixels = resize(np.atleast_3d(levels.clip(-1e4, 1e4)), KEPT_SIZE)
-    layouts = [layout for one in candidates(pixels) for layout in lay_out(one, several)]
-    if not layouts:
+def find_reading(picture: Image.Image, network: nn.Module, several: bool = True) -> Reading:
+    """Reads a picture as from `flatten`; UsageError where nothing stands out on it."""
+    layouts = [one for candidate in find_candidates(picture) for one in lay_out(candidate, several)]
+    segments = [one for layout in layouts for line in layout.lines for one in line]
+    images = [one.image for one in segments if one.image is not None]
+    if not images:
         raise UsageError("nothing stands out on it: no digit found")
-    images = [one.image for layout in layouts for line in layout.lines for one in line.segments]
-    chances = iter(classify(network, torch.from_numpy(np.stack(images))))
+    rows = iter(classify(network, torch.from_numpy(np.stack(images))))
     readings = []
     for layout in layouts:
         scale = max(picture.size) / max(layout.candidate.ink.shape)
         total, lines = 0.0, []
         for line in layout.lines:
-            rows = [next(chances) for _ in line.segments]
-            score, path = best_path(line, [row.max().clamp(min=1e-4).log().item() for row in rows], layout.whole)
-            total -= score
-            digits = []
-            for index in path:
-                one = line.segments[index]
-                digits.append(Digit(tuple(scale * at for at in one.box), one.image, rows[index]))
-            if digits:
-                lines.append(digits)
-        count = sum(map(len, lines))
-        price = PRICE[layout.candidate.area] + UNRULED_PRICE * layout.candidate.unruled
-        price += EDGE_PRICE * layout.left_out
-        if layout.whole:
-            tallest = max(part.height for part in layout.lines[0].parts)
-            price += PIECE_PRICE * (sum(part.height > TALL * tallest for part in layout.lines[0].parts) - 1)
-        else:
-            price += SEVERAL_PRICE / max(count, 1)
-            if layout.lone:
-                price += LONE_PRICE
+            found = [next(rows) if one.image is not None else None for one in line]
+            cost, path = best_path(line, found)
+            total += cost
+            digits = [
+                Digit(tuple(scale * at for at in one.box), one.image, row) for one, row in path
+            ]
+            lines += [digits] if digits else []
         if lines:
-            c = layout.candidate
-            readings.append(Reading(lines, total / count - price, 0.0, f"{c.area.name} {c.unruled} {layout.whole}"))
-    return sorted(readings, key=lambda one: one.score, reverse=True)
+            mean = (total + layout.several_cost) / sum(map(len, lines))
+            readings.append(Reading(lines, mean + layout.cost))
+    return min(readings, key=lambda reading: reading.cost)
 
 
-def read(source: str | Path | Image.Image, network: nn.Module, several: bool = True) -> Reading:
-    """The reading of a picture; raises UsageError, which names the file, when there is none."""
+def read(
+    source: str | Path | Image.Image, network: nn.Module, several: bool = True
+) -> tuple[Image.Image, Reading]:
+    """Opens and reads a picture; UsageError, which names the file, where it cannot."""
     if not isinstance(source, Image.Image):
         regular_file(Path(source))
     try:
         picture = open_picture(source)
-        best = find_digits(picture, network, several)[0]
-        return replace(best, confidence=min(d.probabilities.max().item() for d in best.digits))
+        return picture, find_reading(picture, network, several)
     except UsageError as error:
         file = "" if isinstance(source, Image.Image) else f"{source}: "
         raise UsageError(f"{file}{error}") from None
 
 
 def to_mnist(source: str | Path | Image.Image) -> Tensor:
-    """What the network sees of a picture of one digit: (28, 28), uint8. Errors as `read` has."""
-    reading = read(source, trained_network(None, None, False), several=False)
+    """Returns what the network sees of a picture of one digit: (28, 28), uint8."""
+    _, reading = read(source, trained_network(None, None, False), several=False)
     return torch.from_numpy(reading.digits[0].image)
 
 
@@ -268,19 +279,19 @@ def probabilities(
     weights: str | Path | None = None,
     tta: bool = False,
 ) -> list[float]:
-    """The probabilities of the digits 0 to 9 on a picture of one digit, a file or a PIL image.
+    """Returns the probabilities of the digits 0 to 9 on a picture of one digit, a file or PIL's.
 
     `model`, `weights` and `tta` are the options of the command line, with its defaults. Weights
     are read once a process. Raises UsageError, with the reason in one line, where there is no
     picture, no digit on it, or no such weights.
     """
-    reading = read(picture, trained_network(model, weights, tta), several=False)
+    _, reading = read(picture, trained_network(model, weights, tta), several=False)
     return reading.digits[0].probabilities.tolist()
 
 
 @functools.cache
 def trained_network(model: str | None, weights: str | Path | None, tta: bool) -> nn.Module:
-    """The network to guess with: DEFAULT_MODEL's, unless a model or weights are named."""
+    """Loads DEFAULT_MODEL, unless a model or weights are named; averages nine views for TTA."""
     if weights is None:
         model = model or DEFAULT_MODEL
         weights = WEIGHTS_DIR / f"{model}.pt"
@@ -288,12 +299,12 @@ def trained_network(model: str | None, weights: str | Path | None, tta: bool) ->
             train = f"train {model} (python train.py --model {model})"
             then = f"--weights runs/{model}-strong-seed42/weights.pt"
             raise UsageError(f"{weights} is not there; {train}, then predict with {then}")
-    _, network = load_network(Path(weights), model)
+    _, network = load_model(Path(weights), model)
     return AverageOfViews(network) if tta else network
 
 
 def classify(network: nn.Module, images: Tensor) -> Tensor:
-    """Probabilities (N, 10) of the ten digits on images (N, 28, 28), uint8 as from `to_mnist`."""
+    """Returns probabilities (N, 10) of the ten digits on images (N, 28, 28), uint8."""
     network.eval()
     with torch.inference_mode():
         batches = Loader(images[:, None], torch.zeros(len(images)), batch_size=1024)
@@ -303,85 +314,102 @@ def classify(network: nn.Module, images: Tensor) -> Tensor:
 # ----------------------------------------------------------------------- command line
 
 
-def describe(picture: Image.Image, digits: list[Digit], chances: Tensor, top: int) -> list[dict]:
-    """For JSON: of each digit its box, as shares of the picture, and its `top` guesses."""
-    result = []
-    for digit, row in zip(digits, chances):
-        best = row.topk(top)
-        guesses = zip(best.indices.tolist(), best.values.tolist())
-        result.append(
+def describe(file: Path, picture: Image.Image, reading: Reading, top: int) -> dict[str, Any]:
+    """Returns a reading for JSON: boxes as shares of the picture, `top` predictions a digit."""
+    digits = []
+    for digit in reading.digits:
+        best = digit.probabilities.topk(top)
+        predictions = zip(best.indices.tolist(), best.values.tolist())
+        digits.append(
             {
                 "box": [round(at / side, 4) for at, side in zip(digit.box, 2 * picture.size)],
-                "sure": row.max().item() >= SURE,
-                "top": [{"digit": number, "confidence": chance} for number, chance in guesses],
+                "sure": reading.confidence >= SURE,
+                "top": [{"digit": number, "confidence": value} for number, value in predictions],
             }
         )
-    return result
+    return {
+        "file": str(file),
+        "lines": reading.text.split(),
+        "confidence": reading.confidence,
+        "sure": reading.confidence >= SURE,
+        "digits": digits,
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table of the predictions, aligned; of several digits, it tells the least sure."""
-    cells = [["File", "Digits", "Confidence", "Runner-up"]]
+    """Returns the predictions as an aligned Markdown table."""
+    cells = [["File", "Digits", "Confidence", "Least confident digit", "Runner-up"]]
     for row in rows:
-        digits, text = row["digits"], ""
-        for before, digit in zip([digits[0], *digits], digits):
-            new_line = digit["box"][0] < before["box"][0]
-            text += " " * new_line + str(digit["top"][0]["digit"])
-        least = min(digits, key=lambda digit: digit["top"][0]["confidence"])
-        best, *others = (f"{100 * guess['confidence']:.1f} %" for guess in least["top"])
-        others = (f"{guess['digit']} ({text})" for guess, text in zip(least["top"][1:], others))
-        sure = best if least["sure"] else f"{best}, unsure"
-        cells.append([one_line(row["file"]).replace("|", "\\|"), text, sure, ", ".join(others)])
-    w, x, y, z = (max(len(line[column]) for line in cells) for column in range(4))
-    lines = [f"| {a:{w}} | {b:>{x}} | {c:>{y}} | {d:{z}} |" for a, b, c, d in cells]
-    lines.insert(1, f"| {'-' * w} | {'-' * (x - 1)}: | {'-' * (y - 1)}: | {'-' * z} |")
-    return "\n".join(lines)
+        confidence = f"{100 * row['confidence']:.1f} %{'' if row['sure'] else ', unsure'}"
+        least = min(row["digits"], key=lambda digit: digit["top"][0]["confidence"])["top"]
+        first, *others = (f"{one['digit']} ({100 * one['confidence']:.1f} %)" for one in least)
+        file = row["file"].replace("|", "\\|")
+        cells.append([file, " ".join(row["lines"]), confidence, first, ", ".join(others)])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    right = [False, True, True, True, False]
+    cells.insert(1, ["-" * (width - end) + ":" * end for width, end in zip(widths, right)])
+    return "\n".join(
+        f"| {' | '.join(text.rjust(width) if end else text.ljust(width) for text, width, end in zip(line, widths, right))} |"
+        for line in cells
+    )
 
 
-def show(path: Path, picture: Image.Image, digits: list[Digit]) -> None:
-    """Write what the network saw of a picture to path + "-seen.png": a digit, enlarged.
+def show(path: Path, picture: Image.Image, reading: Reading) -> None:
+    """Writes what the network saw of one digit, enlarged, or a box around each of several.
 
-    Where there are several, it is the picture with a box around each.
+    Boxes are numbered in reading order, with digit and confidence. UsageError where it cannot.
     """
+    digits = reading.digits
     seen = Image.fromarray(digits[0].image).resize([SHOWN_SIZE] * 2, Image.Resampling.NEAREST)
     if len(digits) > 1:
-        seen = Image.fromarray(np.asarray(picture).astype(np.uint8)).convert("RGB")
-        for digit in digits:
-            width = max(1, max(picture.size) // 200)
-            ImageDraw.Draw(seen).rectangle(digit.box, outline="red", width=width)
-    seen.save(path.with_name(f"{path.name}-seen.png"))
+        seen = Image.fromarray(np.asarray(picture).clip(0, 255).astype(np.uint8)).convert("RGB")
+        draw = ImageDraw.Draw(seen)
+        for number, digit in enumerate(digits, 1):
+            draw.rectangle(digit.box, outline="red", width=max(1, max(picture.size) // 400))
+            confidence, best = digit.probabilities.max(dim=0)
+            size = max(8, (digit.box[2] - digit.box[0]) / 4)
+            text = f"{number}: {best} {100 * confidence:.0f} %"
+            font = ImageFont.load_default(size)
+            draw.text(
+                digit.box[:2], text, "red", font, anchor="ld", stroke_width=1, stroke_fill="white"
+            )
+    target = path.with_name(f"{path.name}-seen.png")
+    try:
+        seen.save(target)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}") from None
+    print(f"predict.py: wrote {target}", file=sys.stderr)
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Predict what can be read, print it, and return the exit code: 2 if anything could not."""
+    """Prints what can be read; returns the exit code, 2 where something failed."""
     network = trained_network(args.model, args.weights, args.tta)
-    rows = []
+    rows, failed = [], False
     for path in args.pictures:
         try:
-            picture, digits, chances = read(path, network)
+            picture, reading = read(path, network)
+            rows.append(describe(path, picture, reading, args.top))
+            if args.show:
+                show(path, picture, reading)
         except UsageError as error:
             print(f"predict.py: error: {error}", file=sys.stderr)
-            continue
-        digits_found = describe(picture, digits, chances, args.top)
-        rows.append({"file": str(path), "digits": digits_found})
-        if args.show:
-            show(path, picture, digits)
+            failed = True
     if args.json:
         print(json.dumps(rows, indent=2))
     elif rows:
         print(table(rows))
-    return 2 if len(rows) < len(args.pictures) else 0
+    return 2 if failed else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Runs the command line and returns its exit code."""
     parser = Parser("predict.py", __doc__)
     add = parser.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE", help="with a digit or several")
-    add("--model", choices=attempts(), help=f"the network (default: {DEFAULT_MODEL})")
+    add("--model", choices=list_models(), help=f"the network (default: {DEFAULT_MODEL})")
     add("--weights", type=Path, metavar="FILE", help="default: weights/MODEL.pt")
-    add("--top", type=whole_number(1, 10), default=2, metavar="N", help="guesses (default: 2)")
-    add("--tta", action="store_true", help="average the guesses on nine views of each picture")
+    add("--top", type=whole_number(1, 10), default=2, metavar="N", help="predictions (default: 2)")
+    add("--tta", action="store_true", help="average nine views of each digit")
     add("--json", action="store_true", help="print JSON in place of the table")
     add("--show", action="store_true", help="write what the network saw to PICTURE-seen.png")
     return exit_code("predict.py", predict, parser.parse_args(argv))
