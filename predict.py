@@ -53,14 +53,16 @@ DEFAULT_MODEL = "model4"
 WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 THIN, THICKENED = 0.04, 0.09  # width of a stroke in the longer side of its digit
-SURE = 0.5  # less is unsure
+CONFIDENCE = 0.86, 9.5, -0.4  # weights: see results/README.md, "Pictures of digits"
+SURE = 0.65  # less is unsure
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
 # Costs are in units of a negative log-likelihood: of a digit in a line, ...
 CUT_COST, STROKE_COST = 0.1, 0.02  # each cut, and each stroke that it crosses
 LOW, LOW_COST = 0.7, 2.0  # heights of the line: a lower digit, for each height
-BROAD, BROAD_COST = 0.85, 1.0  # heights of the line: a broader digit, for each height
+BROAD, BROAD_COST = 0.85, 1.5  # heights of the line: a broader digit, for each height
 SKIP_COST = 1.0  # a small part that is no digit, for the ink of a digit
+BROADEST = 1.2  # of its height: a digit on its own
 MOST_JOINED, WIDEST = 6, 1.3  # parts of a digit, and its width in heights
 NEAR, SMALL_NEAR = 0.12, 0.25  # heights: the largest gap between parts of a digit
 # ... and of a reading, which is the mean over its digits, and these:
@@ -100,8 +102,10 @@ class Reading(NamedTuple):
 
     @property
     def confidence(self) -> float:
-        """The probability that it is right, calibrated as results/README.md describes."""
-        return math.exp(sum(d.probabilities.max().log().item() for d in self.digits))
+        """The probability that it is right: logistic regression on its digits and its cost."""
+        least = min(digit.probabilities.max().item() for digit in self.digits)
+        logit = math.log(least / max(1 - least, 1e-4))
+        return 1 / (1 + math.exp(-np.dot(CONFIDENCE, (logit, -self.cost, 1))))
 
 
 class Segment(NamedTuple):
@@ -168,7 +172,9 @@ def lay_out(candidate: Candidate, several: bool) -> list[Layout]:
     if not several or len(parts) <= MOST_PIECES:
         tallest = max(part.height for part in parts)
         pieces = sum(part.height > TALL * tallest for part in parts)
-        one = Segment(0, 1, 0.0, *cut_out(candidate.ink, parts))
+        box, image = cut_out(candidate.ink, parts)
+        broad = BROAD_COST * max(0.0, (box[2] - box[0]) / (box[3] - box[1]) - BROADEST)
+        one = Segment(0, 1, broad, box, image)
         layouts.append(Layout(candidate, [[one]], cost + PIECE_COST * (pieces - 1)))
     if several:
         lines = [find_segments(candidate.ink, line) for line in find_lines(parts)]
@@ -346,12 +352,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         file = row["file"].replace("|", "\\|")
         cells.append([file, " ".join(row["lines"]), confidence, first, ", ".join(others)])
     widths = [max(map(len, column)) for column in zip(*cells)]
-    right = [False, True, True, True, False]
-    cells.insert(1, ["-" * (width - end) + ":" * end for width, end in zip(widths, right)])
-    return "\n".join(
-        f"| {' | '.join(text.rjust(width) if end else text.ljust(width) for text, width, end in zip(line, widths, right))} |"
-        for line in cells
-    )
+    align = [str.ljust, str.rjust, str.rjust, str.rjust, str.ljust]
+    cells.insert(1, [each("", width, "-") for each, width in zip(align, widths)])
+    cells[1][1:4] = [f"{line[1:]}:" for line in cells[1][1:4]]
+    lines = [[each(*cell) for each, *cell in zip(align, line, widths)] for line in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def show(path: Path, picture: Image.Image, reading: Reading) -> None:
