@@ -1,39 +1,51 @@
-"""Say which digits are on each picture, with a trained network.
+"""Reads the digits on pictures with a trained network.
 
     python predict.py digit.png photo.jpg
     python predict.py digit.png --weights runs/model1-strong-seed42/weights.pt --show
 
-    | File      |    Digits |     Confidence | Runner-up |
-    | --------- | --------: | -------------: | --------- |
-    | digit.png |         7 |         99.1 % | 2 (0.3 %) |
-    | photo.jpg | 3141 5926 | 61.3 %, unsure | 4 (9.2 %) |
+    | File      |    Digits |     Confidence | Least confident digit | Runner-up |
+    | --------- | --------: | -------------: | --------------------: | --------- |
+    | digit.png |         7 |         99.1 % |            7 (99.1 %) | 2 (0.3 %) |
+    | photo.jpg | 3141 5926 | 61.3 %, unsure |            1 (88.9 %) | 4 (9.2 %) |
 
 One digit or several, line by line, on pictures of any size and colour, drawn, scanned or
-photographed; of several, confidence and runner-up are of the one that is least sure. Each is
-brought to what the network was trained on, the way MNIST was made from NIST's scans (LeCun et al.,
-"Gradient-based learning applied to document recognition", 1998): a light digit on black, fitted
-into 20 x 20 pixels and centred in 28 x 28 by its centre of mass. What on a picture is digit and
-what is table, frame or ruling, the network decides: that of which it is most sure counts. In a
-program, `probabilities` does the same for a picture of one digit.
+photographed. The confidence is the probability that the whole reading is right. Digits are cut out
+by heuristic over-segmentation and prepared as MNIST was made from NIST's scans (LeCun et al.,
+"Gradient-based learning applied to document recognition", 1998). In a program, `probabilities`
+does the same for a picture of one digit.
 """
 
 import argparse
 import functools
 import json
+import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor, nn
 
 from cli import Parser, UsageError, exit_code, whole_number
 from files import regular_file
-from ink import KEPT_SIZE, TOUCHING, WORKING_SIZE, find_parts, group, inks, open_picture
+from ink import (
+    TALL,
+    Area,
+    Candidate,
+    Part,
+    cut,
+    find_candidates,
+    find_lines,
+    find_parts,
+    open_picture,
+    stroke_width,
+    typical,
+)
 from mnist import IMAGE_SIZE, AverageOfViews, Loader
 from networks import ROOT, list_models, load_model
 
@@ -41,80 +53,97 @@ DEFAULT_MODEL = "model4"
 WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 THIN, THICKENED = 0.04, 0.09  # width of a stroke in the longer side of its digit
-FIRST_SIZE = 3 * IMAGE_SIZE  # pixels: so small is a picture at the first look
-SURE = 0.85  # probability: less is unsure; half of what is no digit, one of 75 of MNIST's
-PRICE = {"all": 0.0, "edge": -0.02, "light": 0.01, "dark": 0.02}  # of a guess, in probability
+CONFIDENCE = 0.86, 9.5, -0.4  # weights: see results/README.md, "Pictures of digits"
+SURE = 0.65  # less is unsure
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
-# -------------------------------------------------------------------- pictures to MNIST's images
+# Costs are in units of a negative log-likelihood: of a digit in a line, ...
+CUT_COST, STROKE_COST = 0.1, 0.02  # each cut, and each stroke that it crosses
+LOW, LOW_COST = 0.7, 2.0  # heights of the line: a lower digit, for each height
+BROAD, BROAD_COST = 0.85, 1.5  # heights of the line: a broader digit, for each height
+SKIP_COST = 1.0  # a small part that is no digit, for the ink of a digit
+BROADEST = 1.2  # of its height: a digit on its own
+MOST_JOINED, WIDEST = 6, 1.3  # parts of a digit, and its width in heights
+NEAR, SMALL_NEAR = 0.12, 0.25  # heights: the largest gap between parts of a digit
+# ... and of a reading, which is the mean over its digits, and these:
+AREA_COST = {Area.ALL: 0.0, Area.EDGE: -0.02, Area.LIGHT: 0.01, Area.DARK: 0.02}
+UNRULED_COST = 0.04  # ruling that was removed
+EDGE_COST = 0.2  # parts left out at the edges, for the ink of a digit
+PIECE_COST, MOST_PIECES = 0.08, 6  # one digit of several tall parts: each further one
+SEVERAL_COST, LONE_COST = 0.06, 0.05  # several digits, by their number, and of a single part
+
+# -------------------------------------------------------------------- parts to MNIST's images
 
 
-@dataclass(frozen=True)
-class Digit:
-    """A digit on a picture: left, top, right, bottom in pixels, and (28, 28) as uint8."""
+class Digit(NamedTuple):
+    """A digit: its box (left, top, right, bottom) in pixels, image (28, 28), probabilities (10)."""
 
-    box: tuple[float, float, float, float]
+    box: tuple[float, ...]
     image: np.ndarray
+    probabilities: Tensor
 
 
-# What a picture may be: the area that counts, whether lines are left out, whether its parts are
-# several digits.
-Guess = tuple[str, bool, bool]
+class Reading(NamedTuple):
+    """The digits of a picture line by line; `cost` is the mean of their costs."""
+
+    lines: list[list[Digit]]
+    cost: float
+
+    @property
+    def digits(self) -> list[Digit]:
+        return [digit for line in self.lines for digit in line]
+
+    @property
+    def text(self) -> str:
+        lines = (
+            [str(digit.probabilities.argmax().item()) for digit in line] for line in self.lines
+        )
+        return " ".join("".join(line) for line in lines)
+
+    @property
+    def confidence(self) -> float:
+        """The probability that it is right: logistic regression on its digits and its cost."""
+        least = min(digit.probabilities.max().item() for digit in self.digits)
+        logit = math.log(least / max(1 - least, 1e-4))
+        return 1 / (1 + math.exp(-np.dot(CONFIDENCE, (logit, -self.cost, 1))))
 
 
-def look(
-    picture: Image.Image, box: tuple[float, ...], shrink: float, only: Guess | None = None
-) -> dict[Guess, list[Digit]]:
-    """The digits in a box of a picture, made `shrink` times smaller, by what it may be."""
-    shape = [max(1, round((box[2 + axis] - box[axis]) / shrink)) for axis in (0, 1)]
-    close = picture.resize(shape, Image.Resampling.BOX, box=box)
-    levels = np.nan_to_num(np.asarray(close, dtype=np.float32))
-    pixels = np.atleast_3d(levels.clip(-1e4, 1e4))  # of 255: one that is far beyond hides no digit
-    digits = {}
-    for area, lines, ink in inks(pixels, only[:2] if only else None):
-        parts = find_parts(ink)
-        if parts.any():
-            for apart in (False, True) if only is None else only[2:]:
-                masks = group(parts) if apart else [parts > 0]
-                if only or apart < len(masks):
-                    guess = (area, lines, apart)
-                    digits[guess] = [cut_out(ink, mask, box, shrink) for mask in masks]
-    if not digits:
-        raise UsageError("nothing stands out on it: no digit found")
-    return digits
+class Segment(NamedTuple):
+    """The parts `first` to `end` of a line, as one digit; without an image they are left out."""
+
+    first: int
+    end: int
+    cost: float
+    box: tuple[int, ...] = ()
+    image: np.ndarray | None = None
 
 
-def cut_out(ink: np.ndarray, mask: np.ndarray, box: tuple[float, ...], shrink: float) -> Digit:
-    """The digit in a mask of the ink (H, W) of a box of a picture, made `shrink` times smaller."""
-    rows, columns = crop = ndimage.find_objects(mask.astype(int))[0]
-    sides = (columns.start, rows.start, columns.stop, rows.stop)
-    place = tuple(float(box[side % 2] + shrink * at) for side, at in enumerate(sides))
-    ink = ink * ndimage.binary_dilation(mask, TOUCHING)  # with its soft edges
-    return Digit(place, fit_and_centre(ink[crop]))
+class Layout(NamedTuple):
+    """A candidate divided into digits: the segments of each line, and what it costs."""
+
+    candidate: Candidate
+    lines: list[list[Segment]]
+    cost: float
+    several_cost: float = 0.0
 
 
-def zoom(picture: Image.Image, guess: Guess, digits: list[Digit]) -> list[Digit]:
-    """The same digits after a closer look, with a margin around them."""
-    boxes = np.array([digit.box for digit in digits])
-    size = np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1))
-    low, high = boxes[:, :2].min(axis=0) - size / 4, boxes[:, 2:].max(axis=0) + size / 4 + 1
-    box = (*low.clip(0).astype(int), *np.minimum(high, picture.size).astype(int))
-    longest = max(box[2] - box[0], box[3] - box[1])
-    shrink = longest / WORKING_SIZE
-    if guess[2]:  # each of several as large as one
-        shrink = max(1.5 * size / WORKING_SIZE, longest / KEPT_SIZE)
-    try:
-        return look(picture, box, max(1, shrink), guess)[guess]
-    except UsageError:
-        return digits
+def cut_out(ink: np.ndarray, parts: Sequence[Part]) -> tuple[tuple[int, ...], np.ndarray]:
+    """Returns the box around parts of the ink (H, W), and their image (28, 28)."""
+    boxes = np.array([part.box for part in parts])
+    left, top, right, bottom = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
+    mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
+    for part in parts:
+        mask[part.box[1] - top : part.box[3] - top, part.box[0] - left : part.box[2] - left] |= (
+            part.mask
+        )
+    mask = cv2.dilate(mask, np.ones((3, 3)))  # with its soft edges
+    image = fit_and_centre(ink[top:bottom, left:right] * mask)
+    return (int(left), int(top), int(right), int(bottom)), image
 
 
 def fit_and_centre(ink: np.ndarray) -> np.ndarray:
-    """A cropped digit (H, W), light on black: fitted into 20 x 20, centred by mass in 28 x 28."""
-    inside = ink > 0.25
-    border = inside & ~ndimage.binary_erosion(inside)
-    width = 2 * ink.sum() / max(1, border.sum())  # of a stroke
-    longest = max(ink.shape)
+    """Fits a cropped digit (H, W) into 20 x 20, and centres it by mass in 28 x 28, as uint8."""
+    longest, width = max(ink.shape), stroke_width(ink)
     if width < THIN * longest:  # too faint when it is made smaller
         wider = round(THICKENED * longest - width)
         ink = ndimage.grey_dilation(np.pad(ink, wider // 2), (wider + 1, wider + 1))
@@ -130,71 +159,124 @@ def fit_and_centre(ink: np.ndarray) -> np.ndarray:
     return image
 
 
-# ------------------------------------------------------------------ images to digits
+# ------------------------------------------------------------------ candidates to a reading
 
 
-def find_digits(
-    picture: Image.Image, network: nn.Module, several: bool = True
-) -> tuple[list[Digit], Tensor]:
-    """The digits on a picture as from `flatten`, and their probabilities (N, 10).
+def lay_out(candidate: Candidate, several: bool) -> list[Layout]:
+    """Divides the ink of a candidate: all of it one digit, and lines of several."""
+    parts, left_out = find_parts(candidate.ink)
+    if not parts:
+        return []
+    cost = AREA_COST[candidate.area] + UNRULED_COST * candidate.unruled + EDGE_COST * left_out
+    layouts = []
+    if not several or len(parts) <= MOST_PIECES:
+        tallest = max(part.height for part in parts)
+        pieces = sum(part.height > TALL * tallest for part in parts)
+        box, image = cut_out(candidate.ink, parts)
+        broad = BROAD_COST * max(0.0, (box[2] - box[0]) / (box[3] - box[1]) - BROADEST)
+        one = Segment(0, 1, broad, box, image)
+        layouts.append(Layout(candidate, [[one]], cost + PIECE_COST * (pieces - 1)))
+    if several:
+        lines = [find_segments(candidate.ink, line) for line in find_lines(parts)]
+        if sum(map(len, lines)) > 1:
+            cost += LONE_COST * (len(parts) == 1)
+            layouts.append(Layout(candidate, lines, cost, SEVERAL_COST))
+    return layouts
 
-    The network chooses what the picture is: that which it is most sure of, after a first look at
-    all of it and a closer one at the best two.
+
+def find_segments(ink: np.ndarray, line: list[Part]) -> list[Segment]:
+    """Lists what may be a digit in a line: runs of its parts and of their pieces."""
+    tallest = max(part.height for part in line)
+    size = float(np.median([part.height for part in line if part.height > TALL * tallest]))
+    line = [piece for part in line for piece in cut(part, ink, size)]
+    mass = typical([part.mass for part in line], [part.mass for part in line])
+    segments = []
+    for first, part in enumerate(line):
+        if part.height < TALL * size:
+            segments.append(Segment(first, first + 1, SKIP_COST * part.mass / mass))
+        for end in range(first + 1, min(first + MOST_JOINED, len(line)) + 1):
+            run = line[first:end]
+            if not joinable(run, size):
+                break
+            box, image = cut_out(ink, run)
+            cost = BROAD_COST * max(0.0, (box[2] - box[0]) / size - BROAD)
+            cost += LOW_COST * max(0.0, LOW - (box[3] - box[1]) / size)
+            cost += (CUT_COST + STROKE_COST * part.crossed) * (part.crossed > 0)
+            segments.append(Segment(first, end, cost, box, image))
+    return segments
+
+
+def joinable(run: list[Part], size: float) -> bool:
+    """Returns whether parts of a line `size` high may be one digit: near, and not too wide."""
+    if len(run) == 1:
+        return True
+    edges = [part.box[2] for part in run]
+    small = min(run[-1].height, run[-2].height) < TALL * size
+    near = run[-1].box[0] - max(edges[:-1]) < (SMALL_NEAR if small else NEAR) * size
+    return near and max(edges) - min(part.box[0] for part in run) < WIDEST * size
+
+
+def best_path(
+    segments: list[Segment], probabilities: Sequence[Tensor]
+) -> tuple[float, list[tuple[Segment, Tensor]]]:
+    """Finds the segments that cover a line at the least cost; returns that cost, and the digits.
+
+    The cost of a digit is the negative logarithm of its probability, and that of its segment.
     """
-    width, height = picture.size
-    shrink = max(1, min(max(width, height), 2 * height) / FIRST_SIZE)
-    guesses = look(picture, (0, 0, width, height), shrink)
-    guesses = {guess: digits for guess, digits in guesses.items() if several or not guess[2]}
-    if shrink == 1:  # no closer look shows more
-        _, guess, chances = judge(guesses, network)[0]
-        return guesses[guess], chances
-    first = judge(guesses, network) if len(guesses) > 1 else []
-    near = [guess for score, guess, _ in first[:2] if score > first[0][0] - 0.1] or guesses
-    closer = {guess: zoom(picture, guess, guesses[guess]) for guess in near}
-    score, guess, chances = judge(closer, network)[0]
-    if first and first[0][0] > score + 0.1:  # lines are easier to tell from strokes from afar
-        (_, guess, chances), closer = first[0], guesses
-    return closer[guess], chances
+    best = {0: (0.0, [])}
+    for segment, row in sorted(zip(segments, probabilities), key=lambda pair: pair[0].first):
+        cost, path = best[segment.first]
+        if segment.image is not None:
+            cost, path = cost - math.log(row.max().item()), [*path, (segment, row)]
+        if cost + segment.cost < best.get(segment.end, (math.inf,))[0]:
+            best[segment.end] = cost + segment.cost, path
+    return best[max(best)]
 
 
-def judge(
-    guesses: dict[Guess, list[Digit]], network: nn.Module
-) -> list[tuple[float, Guess, Tensor]]:
-    """Guesses with their scores and the probabilities (N, 10) of their digits, the best first."""
-    images = [digit.image for digits in guesses.values() for digit in digits]
-    chances = classify(network, torch.from_numpy(np.stack(images)))
-    judged = []
-    for guess, part in zip(guesses, chances.split([len(digits) for digits in guesses.values()])):
-        area, lines, apart = guess
-        most = part.max(dim=1).values
-        price = PRICE[area] + 0.01 * lines  # what is simple is likelier
-        if apart:  # two may be the pieces of one; that three or more are sure is no chance
-            price += -0.05 if len(most) > 2 and most.min() >= SURE else 0.1
-        judged.append((most.mean().item() - price, guess, part))
-    return sorted(judged, key=lambda one: one[0], reverse=True)
+def find_reading(picture: Image.Image, network: nn.Module, several: bool = True) -> Reading:
+    """Reads a picture as from `flatten`; UsageError where nothing stands out on it."""
+    layouts = [one for candidate in find_candidates(picture) for one in lay_out(candidate, several)]
+    segments = [one for layout in layouts for line in layout.lines for one in line]
+    images = [one.image for one in segments if one.image is not None]
+    if not images:
+        raise UsageError("nothing stands out on it: no digit found")
+    rows = iter(classify(network, torch.from_numpy(np.stack(images))))
+    readings = []
+    for layout in layouts:
+        scale = max(picture.size) / max(layout.candidate.ink.shape)
+        total, lines = 0.0, []
+        for line in layout.lines:
+            found = [next(rows) if one.image is not None else None for one in line]
+            cost, path = best_path(line, found)
+            total += cost
+            digits = [
+                Digit(tuple(scale * at for at in one.box), one.image, row) for one, row in path
+            ]
+            lines += [digits] if digits else []
+        if lines:
+            mean = (total + layout.several_cost) / sum(map(len, lines))
+            readings.append(Reading(lines, mean + layout.cost))
+    return min(readings, key=lambda reading: reading.cost)
 
 
 def read(
     source: str | Path | Image.Image, network: nn.Module, several: bool = True
-) -> tuple[Image.Image, list[Digit], Tensor]:
-    """A picture as from `flatten`, its digits and their probabilities (N, 10); see `find_digits`.
-
-    Raises UsageError, which names the file, when there is no picture or no digit on it.
-    """
+) -> tuple[Image.Image, Reading]:
+    """Opens and reads a picture; UsageError, which names the file, where it cannot."""
     if not isinstance(source, Image.Image):
         regular_file(Path(source))
     try:
         picture = open_picture(source)
-        return picture, *find_digits(picture, network, several)
+        return picture, find_reading(picture, network, several)
     except UsageError as error:
         file = "" if isinstance(source, Image.Image) else f"{source}: "
         raise UsageError(f"{file}{error}") from None
 
 
 def to_mnist(source: str | Path | Image.Image) -> Tensor:
-    """What the network sees of a picture of one digit: (28, 28), uint8. Errors as `read` has."""
-    _, (digit,), _ = read(source, trained_network(None, None, False), several=False)
-    return torch.from_numpy(digit.image)
+    """Returns what the network sees of a picture of one digit: (28, 28), uint8."""
+    _, reading = read(source, trained_network(None, None, False), several=False)
+    return torch.from_numpy(reading.digits[0].image)
 
 
 def probabilities(
@@ -203,18 +285,19 @@ def probabilities(
     weights: str | Path | None = None,
     tta: bool = False,
 ) -> list[float]:
-    """The probabilities of the digits 0 to 9 on a picture of one digit, a file or a PIL image.
+    """Returns the probabilities of the digits 0 to 9 on a picture of one digit, a file or PIL's.
 
     `model`, `weights` and `tta` are the options of the command line, with its defaults. Weights
     are read once a process. Raises UsageError, with the reason in one line, where there is no
     picture, no digit on it, or no such weights.
     """
-    return read(picture, trained_network(model, weights, tta), several=False)[2][0].tolist()
+    _, reading = read(picture, trained_network(model, weights, tta), several=False)
+    return reading.digits[0].probabilities.tolist()
 
 
 @functools.cache
 def trained_network(model: str | None, weights: str | Path | None, tta: bool) -> nn.Module:
-    """The network to guess with: DEFAULT_MODEL's, unless a model or weights are named."""
+    """Loads DEFAULT_MODEL, unless a model or weights are named; averages nine views for TTA."""
     if weights is None:
         model = model or DEFAULT_MODEL
         weights = WEIGHTS_DIR / f"{model}.pt"
@@ -227,7 +310,7 @@ def trained_network(model: str | None, weights: str | Path | None, tta: bool) ->
 
 
 def classify(network: nn.Module, images: Tensor) -> Tensor:
-    """Probabilities (N, 10) of the ten digits on images (N, 28, 28), uint8 as from `to_mnist`."""
+    """Returns probabilities (N, 10) of the ten digits on images (N, 28, 28), uint8."""
     network.eval()
     with torch.inference_mode():
         batches = Loader(images[:, None], torch.zeros(len(images)), batch_size=1024)
@@ -237,85 +320,101 @@ def classify(network: nn.Module, images: Tensor) -> Tensor:
 # ----------------------------------------------------------------------- command line
 
 
-def describe(picture: Image.Image, digits: list[Digit], chances: Tensor, top: int) -> list[dict]:
-    """For JSON: of each digit its box, as shares of the picture, and its `top` guesses."""
-    result = []
-    for digit, row in zip(digits, chances):
-        best = row.topk(top)
-        guesses = zip(best.indices.tolist(), best.values.tolist())
-        result.append(
+def describe(file: Path, picture: Image.Image, reading: Reading, top: int) -> dict[str, Any]:
+    """Returns a reading for JSON: boxes as shares of the picture, `top` predictions a digit."""
+    digits = []
+    for digit in reading.digits:
+        best = digit.probabilities.topk(top)
+        predictions = zip(best.indices.tolist(), best.values.tolist())
+        digits.append(
             {
                 "box": [round(at / side, 4) for at, side in zip(digit.box, 2 * picture.size)],
-                "sure": row.max().item() >= SURE,
-                "top": [{"digit": number, "confidence": chance} for number, chance in guesses],
+                "sure": reading.confidence >= SURE,
+                "top": [{"digit": number, "confidence": value} for number, value in predictions],
             }
         )
-    return result
+    return {
+        "file": str(file),
+        "lines": reading.text.split(),
+        "confidence": reading.confidence,
+        "sure": reading.confidence >= SURE,
+        "digits": digits,
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table of the predictions, aligned; of several digits, it tells the least sure."""
-    cells = [["File", "Digits", "Confidence", "Runner-up"]]
+    """Returns the predictions as an aligned Markdown table."""
+    cells = [["File", "Digits", "Confidence", "Least confident digit", "Runner-up"]]
     for row in rows:
-        digits, text = row["digits"], ""
-        for before, digit in zip([digits[0], *digits], digits):
-            new_line = digit["box"][0] < before["box"][0]
-            text += " " * new_line + str(digit["top"][0]["digit"])
-        least = min(digits, key=lambda digit: digit["top"][0]["confidence"])
-        best, *others = (f"{100 * guess['confidence']:.1f} %" for guess in least["top"])
-        others = (f"{guess['digit']} ({text})" for guess, text in zip(least["top"][1:], others))
-        sure = best if least["sure"] else f"{best}, unsure"
-        cells.append([row["file"].replace("|", "\\|"), text, sure, ", ".join(others)])
-    w, x, y, z = (max(len(line[column]) for line in cells) for column in range(4))
-    lines = [f"| {a:{w}} | {b:>{x}} | {c:>{y}} | {d:{z}} |" for a, b, c, d in cells]
-    lines.insert(1, f"| {'-' * w} | {'-' * (x - 1)}: | {'-' * (y - 1)}: | {'-' * z} |")
-    return "\n".join(lines)
+        confidence = f"{100 * row['confidence']:.1f} %{'' if row['sure'] else ', unsure'}"
+        least = min(row["digits"], key=lambda digit: digit["top"][0]["confidence"])["top"]
+        first, *others = (f"{one['digit']} ({100 * one['confidence']:.1f} %)" for one in least)
+        file = row["file"].replace("|", "\\|")
+        cells.append([file, " ".join(row["lines"]), confidence, first, ", ".join(others)])
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    align = [str.ljust, str.rjust, str.rjust, str.rjust, str.ljust]
+    cells.insert(1, [each("", width, "-") for each, width in zip(align, widths)])
+    cells[1][1:4] = [f"{line[1:]}:" for line in cells[1][1:4]]
+    lines = [[each(*cell) for each, *cell in zip(align, line, widths)] for line in cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def show(path: Path, picture: Image.Image, digits: list[Digit]) -> None:
-    """Write what the network saw of a picture to path + "-seen.png": a digit, enlarged.
+def show(path: Path, picture: Image.Image, reading: Reading) -> None:
+    """Writes what the network saw of one digit, enlarged, or a box around each of several.
 
-    Where there are several, it is the picture with a box around each.
+    Boxes are numbered in reading order, with digit and confidence. UsageError where it cannot.
     """
+    digits = reading.digits
     seen = Image.fromarray(digits[0].image).resize([SHOWN_SIZE] * 2, Image.Resampling.NEAREST)
     if len(digits) > 1:
-        seen = Image.fromarray(np.asarray(picture).astype(np.uint8)).convert("RGB")
-        for digit in digits:
-            width = max(1, max(picture.size) // 200)
-            ImageDraw.Draw(seen).rectangle(digit.box, outline="red", width=width)
-    seen.save(path.with_name(f"{path.name}-seen.png"))
+        seen = Image.fromarray(np.asarray(picture).clip(0, 255).astype(np.uint8)).convert("RGB")
+        draw = ImageDraw.Draw(seen)
+        for number, digit in enumerate(digits, 1):
+            draw.rectangle(digit.box, outline="red", width=max(1, max(picture.size) // 400))
+            confidence, best = digit.probabilities.max(dim=0)
+            size = max(8, (digit.box[2] - digit.box[0]) / 4)
+            text = f"{number}: {best} {100 * confidence:.0f} %"
+            font = ImageFont.load_default(size)
+            draw.text(
+                digit.box[:2], text, "red", font, anchor="ld", stroke_width=1, stroke_fill="white"
+            )
+    target = path.with_name(f"{path.name}-seen.png")
+    try:
+        seen.save(target)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}") from None
+    print(f"predict.py: wrote {target}", file=sys.stderr)
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Predict what can be read, print it, and return the exit code: 2 if anything could not."""
+    """Prints what can be read; returns the exit code, 2 where something failed."""
     network = trained_network(args.model, args.weights, args.tta)
-    rows = []
+    rows, failed = [], False
     for path in args.pictures:
         try:
-            picture, digits, chances = read(path, network)
+            picture, reading = read(path, network)
+            rows.append(describe(path, picture, reading, args.top))
+            if args.show:
+                show(path, picture, reading)
         except UsageError as error:
             print(f"predict.py: error: {error}", file=sys.stderr)
-            continue
-        digits_found = describe(picture, digits, chances, args.top)
-        rows.append({"file": str(path), "digits": digits_found})
-        if args.show:
-            show(path, picture, digits)
+            failed = True
     if args.json:
         print(json.dumps(rows, indent=2))
     elif rows:
         print(table(rows))
-    return 2 if len(rows) < len(args.pictures) else 0
+    return 2 if failed else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Runs the command line and returns its exit code."""
     parser = Parser("predict.py", __doc__)
     add = parser.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE", help="with a digit or several")
     add("--model", choices=list_models(), help=f"the network (default: {DEFAULT_MODEL})")
     add("--weights", type=Path, metavar="FILE", help="default: weights/MODEL.pt")
-    add("--top", type=whole_number(1, 10), default=2, metavar="N", help="guesses (default: 2)")
-    add("--tta", action="store_true", help="average the guesses on nine views of each picture")
+    add("--top", type=whole_number(1, 10), default=2, metavar="N", help="predictions (default: 2)")
+    add("--tta", action="store_true", help="average nine views of each digit")
     add("--json", action="store_true", help="print JSON in place of the table")
     add("--show", action="store_true", help="write what the network saw to PICTURE-seen.png")
     return exit_code("predict.py", predict, parser.parse_args(argv))

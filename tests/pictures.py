@@ -292,6 +292,90 @@ INKED = {  # what is made of a digit 90 pixels high on paper: ink (H, W)
 KINDS = [*FAILED, *DRAWN, *INKED]
 
 
+# --------------------------------------------------------------- kinds with several digits
+
+
+def sheet(rows: list[str], seed: int, size: int = 60, rise: float = 0.0, gap: float = 0.4):
+    """Ink of digits by one hand, line by line: `rise` in heights a digit, `gap` in heights."""
+    random = np.random.default_rng(seed)
+    step, lead = (1 + abs(gap)) * size, round(1.6 * size)
+    slope = round(abs(rise) * size * max(map(len, rows)))
+    ink = np.zeros((lead * len(rows) + slope + size, round(step * max(map(len, rows))) + 2 * size))
+    for down, row in enumerate(rows):
+        left = size // 2
+        for index, digit in enumerate(row):
+            drawn = ink_of(seed // 10 * 10 + int(digit), size)
+            climbed = slope * (rise < 0) + round(rise * size * index)
+            top = size // 2 + lead * down + climbed + random.integers(0, size // 10 + 1)
+            place = ink[top : top + len(drawn), left : left + drawn.shape[1]]
+            np.maximum(place, drawn, out=place)
+            left += drawn.shape[1] + round(gap * size)
+    return ink[:, : np.flatnonzero(ink.max(axis=0))[-1] + size // 2]
+
+
+def numbers(random: Random, rows: int, low: int, high: int) -> list[str]:
+    return [
+        "".join(map(str, random.integers(0, 10, random.integers(low, high)))) for _ in range(rows)
+    ]
+
+
+def joined(seed: int, random: Random) -> tuple[list[str], Image.Image]:
+    """A cut from a page of accounts: zeros that touch, and a pale line under them."""
+    rows = [random.choice(["1000", "2000", "5000", "600", "300"])]
+    ink = sheet(rows, seed, 60, gap=-0.03)
+    ink[-34:-31] = np.maximum(ink[-34:-31], 0.4)
+    return rows, noisy(200 - 150 * ink, random, 3)
+
+
+def uneven(seed: int, random: Random) -> tuple[list[str], Image.Image]:
+    """Two rows on paper that is bright in the middle and dark in the corners."""
+    rows = numbers(random, 2, 4, 6)
+    ink = place(sheet(rows, seed), random, (0.05, 0.1))
+    y, x = np.mgrid[-1 : 1 : ink.shape[0] * 1j, -1 : 1 : ink.shape[1] * 1j]
+    return rows, noisy((190 - 110 * ink) * (1 - 0.35 * (x**2 + y**2)), random, 2)
+
+
+def ringed(seed: int, random: Random) -> tuple[list[str], Image.Image]:
+    """A digit in a circle."""
+    rows, ink = numbers(random, 1, 1, 2), np.zeros((200, 200))
+    drawn = ink_of(seed // 10 * 10 + int(rows[0]), 100)
+    left = 100 - drawn.shape[1] // 2
+    ink[50 : 50 + len(drawn), left : left + drawn.shape[1]] = drawn
+    picture = blend(ink)
+    ImageDraw.Draw(picture).ellipse([12, 12, 188, 188], outline=0, width=5)
+    return rows, picture
+
+
+def plain(count: int, low: int, high: int, size: int = 60, rise: float = 0.0):
+    """A kind of `count` rows of `low` to `high - 1` digits each."""
+
+    def draw(seed: int, random: Random) -> tuple[list[str], Image.Image]:
+        rows = numbers(random, count, low, high)
+        return rows, blend(sheet(rows, seed, size, rise * random.choice([-1, 1])))
+
+    return draw
+
+
+SEVERAL = {
+    "level": plain(1, 4, 9),
+    "rising": plain(1, 4, 8, rise=0.25),
+    "page": plain(6, 6, 9, size=30),
+    "two": plain(1, 2, 3, size=40),
+    "column": plain(4, 1, 2),
+    "squares of four": plain(2, 2, 3),
+    "joined": joined,
+    "uneven": uneven,
+    "ringed": ringed,
+}
+
+
+def several(kind: str, seed: int) -> tuple[list[str], Image.Image]:
+    """The lines of digits on a picture with several, by the hand of a seed, and the picture."""
+    return SEVERAL[kind](
+        seed, np.random.default_rng((seed, len(KINDS) + list(SEVERAL).index(kind)))
+    )
+
+
 def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     content = io.BytesIO()
     picture.save(content, kind, **options)
