@@ -46,9 +46,12 @@ def to_onnx(model: nn.Module) -> Any:
     import onnx  # here and below, so that a missing package is a one-line error
 
     buffer = io.BytesIO()
-    torch._C._jit_set_onnx_log_enabled(False)  # or it prints the graph of what it cannot export
     try:
-        with warnings.catch_warnings(action="ignore"), mock.patch("builtins.len", traced_len):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            mock.patch("builtins.len", traced_len),
+            mock.patch.object(torch._C, "_jit_onnx_log"),  # prints what cannot be exported
+        ):
             # dynamo=False: torch 2.6 and today's write the same file by it, in a second. The newer
             # exporter takes half a minute, and its file has the paths of this machine in it.
             torch.onnx.export(
