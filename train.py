@@ -415,8 +415,9 @@ def main(argv: list[str] | None = None) -> int:
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     mode = next((mode for mode in GOES_WITH if mode in given), None)
     wrong = given - {mode} - GOES_WITH[mode] if mode else given & {"tta"}
+    spelled = {"settings": "set, --epochs or --batch-size", "sizes": "size"}
     for name in sorted(wrong):
-        option = {"settings": "set", "sizes": "size"}.get(name, name.replace("_", "-"))
+        option = spelled.get(name, name.replace("_", "-"))
         parser.error(f"--{option} does not go with {f'--{mode}' if mode else 'training'}")
     if args.model == "all" and mode:
         parser.error(f"--model all does not go with --{mode}")

@@ -22,7 +22,7 @@ COUNTS = {"train": 500, "test": 300}  # of a small part: four batches of 128, th
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="how often test_kills.py kills a run")
+    parser.addoption("--kills", type=int, default=2, help="how often test_kills.py kills a run")
 
 
 def pytest_configure(config: pytest.Config) -> None:

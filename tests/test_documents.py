@@ -1,4 +1,4 @@
-"""What the documents say: commands that exist, links that lead somewhere, figures on record."""
+"""The documents: commands that exist, links that lead somewhere, accuracies on record."""
 
 import importlib
 import re
@@ -10,6 +10,11 @@ from tools import tables
 
 PUBLISHED = {"99.50", "99.27", "99.44"}  # of the first three attempts, by their author
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [
+    "README.md",
+    "CHANGELOG.md",
+    *(f"results/{x}.md" for x in ("README", "epochs", "tuning")),
+]
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -18,7 +23,7 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 
 def test_commands_of_the_documents_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    texts = [README, (ROOT / "results" / "README.md").read_text(encoding="utf-8")]
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS]
     commands = re.findall(
         r"python (?:-m (tools(?:\.[a-z_]+)+)|(train|predict)\.py)([^\n`#|]*)", "".join(texts)
     )
@@ -33,8 +38,8 @@ def test_commands_of_the_documents_exist(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("name", ["CHANGELOG.md", *[f"{name}.py" for name in list_models()]])
-def test_every_accuracy_that_is_told_is_on_record(name: str) -> None:
-    """A mean, least or greatest of the last epochs of some network and recipe, over its seeds."""
+def test_every_accuracy_is_on_record(name: str) -> None:
+    """As mean, minimum or maximum at the last epoch of a network and recipe, over its seeds."""
     by_run = tables.read_epochs().query("holdout == 0").groupby(["model", "recipe", "seed"])
     by_network = by_run.last().groupby(["model", "recipe"])
     known = by_network[["acc", "train_acc"]].agg(["mean", "min", "max"]).to_numpy().ravel()
@@ -49,7 +54,7 @@ def test_every_accuracy_that_is_told_is_on_record(name: str) -> None:
     assert {(int(met), int(seeds)) for met, seeds in told} <= counts
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "results/README.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_lead_to_files_that_are_there(name: str) -> None:
     path = ROOT / name
     text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The learning-rate range test: what it finds in curves that are known, and what it never reads."""
+"""The learning-rate range test: what it finds in known curves, and that it reads no test image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +18,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def training_images(mnist: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asks for the test set."""
-    monkeypatch.setattr(train, "load_mnist", lambda data_dir, train: mnist[train and "train"])
+    """There is no test set."""
+    monkeypatch.setattr(train, "load_mnist", lambda data_dir, train, **_: mnist[train and "train"])
 
 
 def curve(rate: float) -> float:
-    """Falls from 2.3, fastest at 0.01 and down to some 0.3, then rises; beyond 3 it explodes."""
+    """Falls from 2.3, fastest at 0.01, to some 0.3, then rises; it diverges beyond 3."""
     return 0.3 + 2 / (1 + (rate / 0.01) ** 1.5) + (rate / 2) ** 4
 
 
-def learner_of(loss: Callable[[float], float]) -> SimpleNamespace:
-    """One that has this loss at each learning rate."""
+def trainer_of(loss: Callable[[float], float]) -> SimpleNamespace:
+    """A trainer that has this loss at each learning rate."""
     group = {"lr": None}
     return SimpleNamespace(
         model=nn.Identity(),
@@ -37,16 +37,16 @@ def learner_of(loss: Callable[[float], float]) -> SimpleNamespace:
     )
 
 
-@pytest.mark.parametrize("explosion", [np.nan, np.inf, 5.0])
-def test_it_ends_where_the_loss_explodes(explosion: float) -> None:
+@pytest.mark.parametrize("diverged", [np.nan, np.inf, 5.0])
+def test_it_ends_where_the_loss_diverges(diverged: float) -> None:
     batches = [(None, None)] * 7
-    trainer = learner_of(lambda rate: explosion if rate > 0.5 else 2.3)
+    trainer = trainer_of(lambda rate: diverged if rate > 0.5 else 2.3)
     assert len(lr_range.range_test(trainer, batches)) == (lr_range.RATES <= 0.5).sum()
-    assert len(lr_range.range_test(learner_of(lambda rate: 2.3), batches)) == 300
+    assert len(lr_range.range_test(trainer_of(lambda rate: 2.3), batches)) == 300
 
 
 def test_rates_of_a_known_curve(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr(lr_range, "Trainer", lambda *_: learner_of(curve))
+    monkeypatch.setattr(lr_range, "Trainer", lambda *_: trainer_of(curve))
     assert lr_range.main(["--out", str(tmp_path)]) == 0
     *lines, path = capsys.readouterr().out.splitlines()
     fastest, lowest, max_lr = (float(line.split("  ")[-1]) for line in lines)
@@ -56,19 +56,18 @@ def test_rates_of_a_known_curve(monkeypatch, tmp_path, capsys) -> None:
 
 def test_a_loss_that_never_falls_is_one_line(monkeypatch, tmp_path, capsys) -> None:
     for loss in (lambda rate: np.nan, lambda rate: 2.3 + rate):
-        monkeypatch.setattr(lr_range, "Trainer", lambda *_, loss=loss: learner_of(loss))
+        monkeypatch.setattr(lr_range, "Trainer", lambda *_, loss=loss: trainer_of(loss))
         assert lr_range.main(["--out", str(tmp_path)]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "model3: the loss falls at no rate" in error
 
 
-def test_a_network_and_a_recipe(monkeypatch, tmp_path, capsys) -> None:
-    """Few batches, and as the recipe is changed."""
+def test_a_network_of_another_size_and_a_changed_recipe(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(lr_range, "RATES", np.geomspace(1e-3, 3, 50))
     monkeypatch.setattr(lr_range, "SMOOTHING", 4)
-    options = ["--model", "model2", "--recipe", "fast", "--set", "batch_size=16"]
+    options = ["--model", "model6", "--size", "width=18", "--recipe", "fast", "--batch-size", "16"]
     assert lr_range.main([*options, "--out", str(tmp_path / "new")]) == 0
     path = Path(capsys.readouterr().out.splitlines()[-1])
-    assert path == tmp_path / "new" / "model2-fast+batch_size=16-lr-range.png"
+    assert path == tmp_path / "new" / "model6-width18-fast+batch_size=16-lr-range.png"
     with Image.open(path) as picture:
         assert picture.width == 900

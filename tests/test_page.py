@@ -1,37 +1,34 @@
-"""The page to draw on, in a headless Chromium: its networks, its eyes, its manners."""
+"""The page to draw on, in a headless Chromium: its networks, their input, and its controls."""
 
 import base64
+import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import Digits
 from PIL import Image
 from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from test_export import TRAINED, own_network
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import predict
-from mnist import DATA_DIR, load_mnist
+from cli import RunError, UsageError
 from networks import load_model
-from tools import tables
-from tools.page import build
+from tools import export
+from tools.page import build, screenshot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Browser = webdriver.Chrome
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSERS += ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",)
 URL = build.PAGE.as_uri()
 
 # How people write the ten digits: the points of each stroke, in a square of 100.
@@ -60,27 +57,11 @@ def strokes_of(digit: int, size=0.7, left=0.15, top=0.15) -> list[list[list[floa
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium or Chrome that logs what it asks for; skips where there is none.
-
-    On a hosted runner that is a failure: there the page is to be tested.
-    """
-    give_up = pytest.fail if os.getenv("CI") else pytest.skip
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    # Hosted runners keep the driver that fits their Chrome in a folder of its own.
-    path = os.pathsep.join(filter(None, [os.getenv("CHROMEWEBDRIVER"), os.getenv("PATH")]))
-    driver_path = shutil.which("chromedriver", path=path)
-    if found is None or driver_path is None:
-        give_up("no Chromium or Chrome here, or no chromedriver: the page is not tested")
-    options = webdriver.ChromeOptions()
-    options.binary_location = found
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.add_argument("--window-size=1000,800")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    """A headless browser; skips where there is none, which on a hosted runner is a failure."""
     try:
-        driver = webdriver.Chrome(options, Service(driver_path))
-    except WebDriverException as error:
-        give_up(f"the browser does not start: {str(error).splitlines()[0]}")
+        driver = screenshot.open_browser()
+    except RunError as error:
+        (pytest.fail if os.getenv("CI") else pytest.skip)(str(error))
     driver.set_script_timeout(120)
     yield driver
     driver.quit()
@@ -88,10 +69,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Browser]:
-    """The browser with the page open, and nothing drawn.
-
-    Whatever a test does with it, the page asks for nothing but itself and has no complaint.
-    """
+    """The browser with the page open, and nothing drawn; it must request and report nothing."""
+    screenshot.resize(browser, 1000, 800)
     browser.get(URL)
     browser.execute_script("clearAll(); past.length = 0")
     yield browser
@@ -120,127 +99,124 @@ def draw(browser: Browser, strokes: list[list[list[float]]]) -> None:
 
 
 def shown(browser: Browser) -> str:
-    """The digit that the page shows once it has had time for a guess."""
+    """The digit that the page shows after its next update."""
     return browser.execute_async_script(
         "const done = arguments[0];"
         "requestAnimationFrame(() => requestAnimationFrame(() => done(find('digit').textContent)))"
     )
 
 
-def guesses(browser: Browser, network: str, images: torch.Tensor) -> np.ndarray:
-    """Probabilities (N, 10) that a network, a JavaScript expression, gives images (N, 28, 28)."""
-    script = """
-        const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
-        const [network, result] = [%s, []];
-        for (let at = 0; at < bytes.length; at += 784) {
-          result.push(probabilities(network, bytes.subarray(at, at + 784)));
-        }
-        return JSON.stringify(result);"""
+def check_agreement(browser: Browser, entry: str, network: nn.Module, images: Tensor) -> None:
+    """Compares probabilities with PyTorch's; `entry` is a JavaScript expression of a network."""
+    function = """
+        const images = atob(arguments[0]).match(/[^]{784}/g);
+        return images.map((image) => probabilities(
+            network, Uint8Array.from(image, (letter) => letter.charCodeAt(0))));"""
     pixels = base64.b64encode(images.numpy().tobytes()).decode()
-    return np.array(json.loads(browser.execute_script(script % network, pixels)))
+    found = browser.execute_script(f"const network = {entry};{function}", pixels)
+    with torch.inference_mode():
+        expected = export.from_pixels(network)(images.float() / 255).softmax(dim=1).numpy()
+    assert np.abs(np.array(found) - expected).max() < 1e-5
+    assert np.ptp(expected, axis=0).max() > 1e-3  # it depends on the image
 
 
-def test_the_page_is_up_to_date_and_its_weights_are_those_on_record(monkeypatch, capsys) -> None:
-    found = build.networks(*load_mnist(DATA_DIR, train=False))
-    assert capsys.readouterr().out == ""  # none is left out
-    monkeypatch.setattr(build, "networks", lambda *arguments: found)
-    assert build.main(["--check"]) == 0
-    assert build.PAGE.stat().st_size < 270_000
-    runs = tables.read_records().query("seed == 42 and holdout == 0")
-    on_record = tables.under_one_recipe(runs).set_index("model")["acc"]
-    for network in found:
-        # Another processor rounds otherwise: a digit between two guesses may fall to another side.
-        accuracy = float(network["accuracy"])
-        assert accuracy == pytest.approx(on_record[network["name"]], abs=0.011)
-    monkeypatch.setattr(build, "networks", lambda *arguments: [])
-    assert build.main(["--check"]) == 1
-    assert "stale" in capsys.readouterr().err
+def write(network: nn.Module, path: Path) -> Path:
+    """Writes a network as tools.export does."""
+    content = export.to_onnx(export.from_pixels(network))
+    facts = {"network": path.stem, "parameters": "1", "accuracy": "99.00 % of few"}
+    onnx.helper.set_model_props(content, facts)
+    path.write_bytes(content.SerializeToString())
+    return path
 
 
 class Does(nn.Module):
     """A network that does what a function does."""
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.forward = function
 
 
+def test_page_and_picture_are_up_to_date(monkeypatch) -> None:
+    page = build.PAGE.read_bytes()
+    assert build.parts()["digest"].encode() in page, "run python -m tools.page.build"
+    picture = Image.open(screenshot.PICTURE)
+    assert picture.text["page"] == hashlib.sha256(page).hexdigest(), "run tools.page.screenshot"
+    assert len(page) < 500_000
+    monkeypatch.setattr(predict, "SURE", 0.5)  # one of the things that the page is made of
+    assert build.parts()["digest"].encode() not in page
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_networks_of_the_page_agree_with_pytorch(name: str, opened: Browser, mnist: Digits) -> None:
+    images = mnist["test"][0][::100].contiguous()
+    script = f"NETWORKS.find((entry) => entry.name === '{name}')"
+    check_agreement(opened, script, load_model(build.WEIGHTS / f"{name}.pt")[1], images)
+
+
+def rows_of(images: Tensor) -> Tensor:
+    """Ten numbers of an image, by operators that no network of the page has."""
+    rows = F.pad(images, (2, -1, 0, 3), value=0.5).amax(dim=3)  # (N, 1, 31)
+    rows = torch.minimum(rows, 0.5 * rows.exp()).squeeze(1)
+    return rows[:, 1:-1:3].unsqueeze(1).reshape(len(images), -1)
+
+
+def layers() -> nn.Module:
+    """The same for layers."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(1, 4, (3, 5), stride=(2, 1), padding=(1, 2), dilation=2)
+    pools = nn.MaxPool2d(3, 2, padding=1), nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
+    rest = nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, groups=2), nn.SiLU(), nn.LeakyReLU(0.2)
+    last = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10), nn.LogSoftmax(dim=-1)
+    return nn.Sequential(first, nn.Tanh(), *pools, *rest, *last)
+
+
+def test_operators_agree_with_pytorch(opened: Browser, mnist: Digits, tmp_path: Path) -> None:
+    used = {node["op"] for entry in build.networks() for node in entry["nodes"]}
+    for name, network in {"own": own_network(), "f": Does(rows_of), "layers": layers()}.items():
+        entry = build.network(write(network, tmp_path / f"{name}.onnx"))
+        used |= {node["op"] for node in entry["nodes"]}
+        script = f"unpacked({json.dumps(entry)})"
+        check_agreement(opened, script, network, mnist["test"][0][::500].contiguous())
+    assert used == build.OPERATORS
+
+
 @pytest.mark.parametrize(
-    "layer",
+    ("layer", "named"),
     [
-        *(nn.Softplus(), nn.Conv2d(1, 1, 3, dilation=2), nn.Conv2d(1, 1, (3, 1))),
-        *(nn.Conv2d(1, 1, 3, padding="same"), nn.MaxPool2d(3, padding=1), nn.InstanceNorm2d(1)),
-        *(nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d(2), nn.Linear(28, 28)),
-        *(
-            Does(nn.functional.dropout),
-            Does(torch.squeeze),
-            Does(lambda x: x[:, :, 1:3, 2:3].mean(1)),
-        ),
-        Does(lambda x: torch.ones(1, 1, 28, 1).expand_as(x)),
-        Does(lambda x: x.repeat(2, 1, 1, 1)),
-        Does(lambda x: torch.cat([x, torch.ones(1, 1, 28, 28)])),
-        Does(lambda x: ((y := x * 1), y[..., 1:].mul_(2), y + 1)[-1]),  # a part in place
-        Does(lambda x: x.repeat(1, 2, 1, 1).permute(0, 2, 3, 1).flatten(1)),
-        Does(
-            lambda x: nn.functional.grid_sample(x, torch.zeros(1, 28, 28, 2), align_corners=False)
+        (nn.Softplus(), "Softplus"),
+        (nn.InstanceNorm2d(1), "InstanceNormalization"),
+        (nn.Upsample(scale_factor=2), "Resize"),
+        (nn.ReflectionPad2d(1), "Pad with mode reflect"),
+        (nn.MaxPool2d(3, dilation=2), "MaxPool with dilations"),
+        (nn.AvgPool2d(3, padding=1), "AveragePool with count_include_pad"),
+        (nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 1, 3)), "Conv of 3 dimensions"),
+        (Does(lambda x: x @ x), "MatMul of 4 dimensions"),
+        (
+            Does(
+                lambda x: F.grid_sample(x, x.expand(-1, 2, -1, -1).permute(0, 2, 3, 1), "nearest")
+            ),
+            "",
         ),
     ],
 )
-def test_what_the_page_cannot_run_is_named(layer: nn.Module) -> None:
-    with pytest.raises(build.UsageError, match=r"page\.js has no code for \w+ "):
-        build.layers(layer)
+def test_what_the_page_cannot_run_is_named(layer, named, tmp_path) -> None:
+    with pytest.raises(UsageError, match=rf"cannot run the node /1/\S+, {named}"):
+        build.network(write(layer, tmp_path / "own.onnx"))
 
 
-def test_networks_that_cannot_be_run_are_left_out(mnist, tmp_path, monkeypatch, capsys) -> None:
-    """One that page.js has no code for, and damaged weights."""
-    silu = nn.Sequential(nn.Flatten(), nn.SiLU(), nn.Linear(784, 10))
-
-    def load(path: Path, name: str) -> tuple[str, nn.Module]:
-        return (name, silu) if name == "model_silu" else load_model(path, name)
-
-    monkeypatch.setattr(build, "load_model", load)
+def test_files_that_cannot_be_used_are_left_out(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(build, "WEIGHTS", tmp_path)
-    shutil.copy(build.ROOT / "weights" / "model3.pt", tmp_path)
-    for name in ("model_silu", "model4"):
-        (tmp_path / f"{name}.pt").write_bytes(b"no weights")
-    few = [part[:100] for part in mnist["test"]]
-    (entry,) = build.networks(*few)
-    assert (entry["name"], entry["parameters"]) == ("model3", 7784)
+    assert build.main([]) == 2
+    write(Does(rows_of), tmp_path / "model_rows.onnx")
+    write(nn.Sequential(nn.Flatten(), nn.Linear(784, 500)), tmp_path / "model_large.onnx")
+    (tmp_path / "model4.onnx").write_bytes(b"no network")
+    assert [entry["name"] for entry in build.networks()] == ["model_rows"]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" is left out: ")[0] for line in lines] == ["model4.pt", "model_silu.pt"]
-    assert "silu" in lines[-1]
-
-
-@pytest.mark.parametrize("name", [*TRAINED, "own"])
-def test_networks_read_as_pytorch_does(name: str, opened: Browser, mnist: Digits) -> None:
-    images, network = mnist["test"][0][::100, 0].contiguous(), own_network()
-    script = f"{{layers: unpacked({json.dumps(build.layers(network))})}}"
-    if name != "own":
-        _, network = load_model(build.WEIGHTS / f"{name}.pt")
-        script = f"NETWORKS.find((entry) => entry.name === '{name}')"
-    expected, found = predict.classify(network, images).numpy(), guesses(opened, script, images)
-    assert np.abs(found - expected).max() < 1e-3
-    assert np.ptp(expected, axis=0).max() > 0.01  # it does not say the same of all of them
-
-
-def test_several_images_of_one_and_what_is_not_the_answer(opened: Browser, mnist: Digits) -> None:
-    """Copies in a batch, with numbers of their own; a sum in place; a head that nobody reads."""
-    torch.manual_seed(0)
-    linear = nn.Linear(784, 10)
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        copies = torch.cat([x, x.relu(), x + 1]) * torch.tensor([0.5, 2, -1]).view(3, 1, 1, 1)
-        first, last = linear(copies[::2].flatten(1)).chunk(2)
-        total = torch.zeros(len(first), 10)
-        total += last - 2 * first
-        linear(x.flatten(1) - 3)
-        return total
-
-    images = mnist["test"][0][::500, 0].contiguous()
-    network = Does(lambda x: torch.cat([forward(image[None]) for image in x]))
-    script = f"{{layers: unpacked({json.dumps(build.layers(Does(forward)))})}}"
-    expected, found = predict.classify(network, images).numpy(), guesses(opened, script, images)
-    assert np.abs(found - expected).max() < 1e-3
+    assert [line.split(": ")[0] for line in lines] == [
+        "model4.onnx is left out",
+        "model_large.onnx is left out",
+    ]
 
 
 def test_strokes_are_prepared_as_predict_does(opened: Browser) -> None:
@@ -299,23 +275,49 @@ def test_keyboard(opened: Browser) -> None:
     switch[-1].send_keys(Keys.ARROW_RIGHT)  # from the last to the first
     assert switch[0].is_selected() and shown(opened) == "9"
     assert opened.find_element(By.ID, "parameters").text == "13,808"
-    opened.execute_async_script("setTimeout(arguments[0], 800)")  # for those who do not see it
-    assert opened.find_element(By.ID, "spoken").get_attribute("textContent").startswith("Reads 9, ")
+    opened.execute_async_script("setTimeout(arguments[0], 800)")
+    spoken = opened.find_element(By.ID, "spoken").get_attribute("textContent")
+    assert spoken.startswith("Prediction: 9, ")
 
 
-@pytest.mark.parametrize(("width", "height", "scheme"), [(360, 740, "light"), (1400, 900, "dark")])
+def test_low_confidence_is_marked_unsure(opened: Browser) -> None:
+    script = "DATA.sure = arguments[0]; requestUpdate()"
+    answer = opened.find_element(By.CSS_SELECTOR, ".answer span")
+    draw(opened, strokes_of(1))
+    for threshold, unsure in ((predict.SURE, False), (1.01, True)):
+        opened.execute_script(script, threshold)
+        assert shown(opened) == "1" and answer.is_displayed() == unsure
+    opened.execute_script("clearAll()")
+    assert shown(opened) == "" and not answer.is_displayed()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"),
+    [(320, 740, "light"), (800, 900, "dark"), (1000, 800, "light"), (1400, 900, "dark")],
+)
 def test_it_fits_phones_and_desktops(width: int, height: int, scheme: str, opened: Browser) -> None:
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    colour = [{"name": "prefers-color-scheme", "value": scheme}]
-    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": colour})
+    screenshot.resize(opened, width, height, scheme)
     opened.get(URL)
     draw(opened, strokes_of(4))
     assert shown(opened) == "4"
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width
-    for place in ("pad", "bars", "digit", "undo", "clear"):  # seen while one draws
+    for place in ("pad", "bars", "digit", "undo", "clear"):  # visible while one draws
         box = opened.find_element(By.ID, place).rect
         assert box["x"] >= 0 and box["x"] + box["width"] <= width, place
         assert box["y"] + box["height"] <= height, place
+    assert opened.execute_script("return find('bars').scrollWidth <= find('bars').clientWidth")
     paper = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(paper.split("(")[1].split(",")[0]) > 127) == (scheme == "light")
+    boxes = """
+        return [...document.querySelectorAll("body *:not(canvas, dd, #bars *)")].map((element) => {
+          const {x, y, width, height} = element.getBoundingClientRect();
+          return [x, y, width, height];
+        });"""
+    before = opened.execute_script(boxes)
+    for button in opened.find_elements(By.CSS_SELECTOR, "#networks label"):
+        assert button.rect["width"] >= 20  # room for a finger
+        button.click()
+        shown(opened)
+        assert opened.execute_script(boxes) == before  # nothing moves
+        accuracy = opened.find_element(By.ID, "accuracy")
+        assert accuracy.rect["height"] < 30  # on one line

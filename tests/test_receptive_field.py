@@ -17,8 +17,8 @@ BY_HAND = {  # receptive field and jump of each row below the input, worked out 
     "model2": ("3 5 6 6 10 14 16 16 40 40", "1 1 2 2 2 2 4 4 28 28"),
     "model3": ("3 5 7 8 12 16 18 26 34 42 42", "1 1 1 2 2 2 4 4 4 12 12"),
     "model4": (
-        "3 5 6 7 11 11 15 15 17 19 27 27 35 35 55 55",
-        "1 1 1 2 2 2 2 2 2 4 4 4 4 4 24 24",
+        "3 5 6 7 11 11 15 15 15 17 19 27 27 27 35 35 35 55 55",
+        "1 1 1 2 2 2 2 2 2 2 4 4 4 4 4 4 4 24 24",
     ),
 }
 
@@ -46,13 +46,14 @@ def test_fields_are_those_by_hand_and_those_measured(name: str) -> None:
         assert tuple(" ".join(row[column] for row in rows) for column in (3, 4)) == BY_HAND[name]
         source = inspect.getsource(type(get_model(name)))
         comments = re.findall(r"# ([0-9x ]+), RF ([0-9]+)", source)
-        told = iter((row[2], row[3]) for row in rows)
-        assert len(comments) > 5 and all(comment in told for comment in comments)  # in order
+        found = iter((row[2], row[3]) for row in rows)
+        assert len(comments) > 5 and all(comment in found for comment in comments)  # in order
     assert all(row[5] == f"{row[3]} x {row[3]}" for row in rows if row[3] != "-")
+    assert all(row[5] == "whole image" for row in rows if row[3] == "-")
 
 
 def test_what_cannot_be_computed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GroupNorm mixes all positions; a dash stands in its row and in those after it."""
+    """GroupNorm mixes all positions; of what follows it, layers with weights have a row."""
     layers = [
         nn.Conv2d(1, 4, 3, padding="same"),
         nn.GroupNorm(2, 4),
@@ -62,6 +63,7 @@ def test_what_cannot_be_computed_is_measured(monkeypatch: pytest.MonkeyPatch) ->
     network = nn.Sequential(*layers, nn.Linear(4 * 56 * 56, 10))
     monkeypatch.setattr(receptive_field, "get_model", lambda name: network)
     rows = rows_of("model_own")
+    assert [row[0] for row in rows] == ["convolution 1 to 4", "group_norm", "linear 12544 to 10"]
     assert [row[1] for row in rows[:2]] == ["3/1/same", "-"]
-    assert [row[3] for row in rows] == ["3", "-", "-", "-", "-"]
-    assert [row[5] for row in rows] == ["3 x 3", *["84 x 84"] * 4]
+    assert [row[3] for row in rows] == ["3", "-", "-"]
+    assert [row[5] for row in rows] == ["3 x 3", "whole image", "whole image"]

@@ -1,5 +1,7 @@
 """The report's pictures against hand computation, and its command line."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,45 +9,48 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import train
 from cli import UsageError
+from curves import table_row
 from files import write_state
-from mnist import DATA_DIR, Loader, load_mnist
+from mnist import DATA_DIR, MEAN, STD, Loader, load_mnist
 from networks import get_model
-from tools import report
+from run_folder import read_config, read_metrics
+from tools import hand_in, report
 
 PICTURES = ("confusion", "mistakes", "accuracy", "features", "receptive-field", "grad-cam")
+HANDED_IN = (*PICTURES, "curves", "augmented")
 
 
 @pytest.fixture
-def guesses() -> tuple[Tensor, Tensor, Tensor]:
+def predictions() -> tuple[Tensor, Tensor, Tensor]:
     """Six images, their labels, and probabilities: right, then four mistakes, then right."""
     labels = torch.tensor([3, 4, 4, 7, 0, 1])
     probabilities = torch.full((6, 10), 0.01)
-    guessed = ((3, 0.9), (9, 0.6), (9, 0.99), (2, 0.8), (6, 0.8), (1, 0.5))
-    for row, (guess, confidence) in zip(probabilities, guessed):
-        row[guess] = confidence
+    predicted = ((3, 0.9), (9, 0.6), (9, 0.99), (2, 0.8), (6, 0.8), (1, 0.5))
+    for row, (digit, confidence) in zip(probabilities, predicted):
+        row[digit] = confidence
     return torch.zeros(6, 1, 28, 28, dtype=torch.uint8), labels, probabilities
 
 
-def test_confusion_has_labels_in_rows_and_shades_mistakes(guesses) -> None:
-    _, labels, probabilities = guesses
+def test_confusion_has_labels_in_rows_and_shades_mistakes(predictions) -> None:
+    _, labels, probabilities = predictions
     matrix = report.confusion_matrix(labels, probabilities.argmax(dim=1))
     expected = {(3, 3): 1, (4, 9): 2, (7, 2): 1, (0, 6): 1, (1, 1): 1}
     assert {tuple(cell): matrix[*cell].item() for cell in matrix.nonzero().tolist()} == expected
     (axes,) = report.plot_confusion(matrix, "model3").axes
-    assert axes.get_title() == "model3: 4 of 6 test digits are taken for another"
+    assert axes.get_title() == "model3: 4 of 6 test digits are misclassified"
     shaded = np.argwhere(~axes.collections[0].get_array().mask).tolist()
     assert shaded == [[0, 6], [4, 9], [7, 2]]
 
 
 @pytest.mark.parametrize("most", [500, 2])
-def test_mistakes_are_drawn_surest_first(guesses, monkeypatch, most: int) -> None:
-    monkeypatch.setattr(report, "MOST_MISTAKES", most)
-    (axes,) = report.plot_mistakes(*guesses, "model3").axes
+def test_the_most_confident_mistakes_are_drawn_first(predictions, most: int) -> None:
+    (axes,) = report.plot_mistakes(*predictions, "model3", most).axes
     captions = [text.get_text() for text in axes.texts]
     assert captions == ["4 → 9  99 %", "7 → 2  80 %", "0 → 6  80 %", "4 → 9  60 %"][:most]
     assert len(axes.images) == len(captions)
-    assert f"{len(captions)} of 4 mistakes" in axes.get_title()
+    assert f"model3: {'2 of ' * (most == 2)}4 mistakes, most" in axes.get_title()
 
 
 def test_feature_maps_are_those_that_the_layers_read() -> None:
@@ -62,6 +67,10 @@ def test_feature_maps_are_those_that_the_layers_read() -> None:
         assert torch.equal(rows[0][1], model.block1[:3](image[None])[0])
         logits = model.head[-1](rows[-1][1].mean(dim=(1, 2)))
         assert torch.allclose(logits, model(image[None])[0], atol=1e-6)
+    wide = nn.Sequential(nn.Conv2d(1, 70, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(11830, 10))
+    texts, maps = zip(*report.feature_maps(wide, image))  # at most 64 of a layer
+    assert texts[1] == "64 of 70 maps of 26 x 26, receptive field 3 px"
+    assert [len(each) for each in maps] == [64, 64]
     linear = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))  # has a picture without maps
     assert len(report.plot_features(linear, image, "model_small").axes) == 1
 
@@ -107,6 +116,37 @@ def test_pixels_without_gradient_are_left_white() -> None:
     expected = np.ones((28, 28), dtype=bool)
     expected[:26, :26] = False
     assert np.array_equal(figure.subfigs[0].axes[0].images[0].get_array().mask, expected)
+
+
+def test_report_md_holds_all_of_a_run(small_data, tmp_path, capsys) -> None:
+    settings = ["--epochs", "1", "--recipe", "classic", "--seed", "7", "--challenge", "20k"]
+    places = ["--data-dir", str(small_data), "--out-dir", str(tmp_path), "--device", "cpu"]
+    assert train.main([*settings, *places, "--quiet"]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert report.main([str(folder), "--hand-in"]) == 0
+    text = (folder / "report.md").read_text("utf-8")
+    rows = [table_row(record) for record in read_metrics(folder)]
+    parts = ["Target ", "Total params: 7,784", "- [x] BatchNorm: 7", "| convolution 16 to 18 "]
+    parts += [f"commit {read_config(folder)['commit']},", "| rotation | 7.0 |", "not met"]
+    parts += ["recipe classic+epochs=1, seed 7, commit", "Checklist, challenge 20k"]
+    assert [part for part in rows + parts if part not in text] == []
+    linked = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert sorted(linked) == sorted(f"model3-{picture}.png" for picture in HANDED_IN)
+    assert all((folder / picture).exists() for picture in linked)
+
+    run = hand_in.read_run(folder)
+    loader, _ = train.build_loaders(run.experiment, torch.device("cpu"), small_data)
+    (axes,) = hand_in.plot_augmented(run, small_data).axes
+    grid = 1 - torch.tensor(axes.images[0].get_array()[3:, 3:])  # four rows of tiles, 31 apart
+    before, after = ((255 * grid[top:, :28][:28]).round() for top in (0, 31))
+    images, _ = load_mnist(small_data, train=True)
+    assert (images[:, 0] == before).all(dim=(1, 2)).any()
+    first = next(iter(loader))[0][0, 0] * STD + MEAN
+    assert torch.equal((255 * first).round(), after) and not torch.equal(before, after)
+    capsys.readouterr()
+    (folder / "weights.pt").unlink()
+    assert report.main([str(folder), "--hand-in"]) == 2
+    assert "not finished" in capsys.readouterr().err
 
 
 def test_pictures_stand_where_they_are_asked_for(tmp_path, monkeypatch, capsys) -> None:

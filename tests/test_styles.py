@@ -1,4 +1,6 @@
-"""Networks in six styles, each a file of its own, through the tools that look inside one."""
+"""Networks in eight styles, each a file of its own, through the tools that look inside one."""
+
+import re
 
 import pytest
 import torch
@@ -122,6 +124,45 @@ class Model_bare(Own):
 """,
         *(28, "body.4"),
     ),
+    "attention": (
+        """
+class Model_attention(Own):
+    def build(self):
+        self.patches, self.out = nn.Conv2d(1, 24, 4, 4), nn.Linear(24, 10)
+        self.qkv = nn.Linear(24, 72)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(-1, 49, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + (q @ k.transpose(-2, -1)).softmax(-1).matmul(v).transpose(1, 2).flatten(2)
+        return self.out(x.mean(1))
+""",
+        *(None, "patches"),
+    ),
+    "fourier": (
+        """
+class Model_fourier(Own):
+    def build(self):
+        self.first, self.spectrum, self.out = nn.Conv2d(1, 4, 3), nn.Identity(), nn.Linear(4, 10)
+
+    def forward(self, x):
+        spectrum = self.spectrum(torch.fft.rfft2(self.first(x))) ** 2
+        return self.out(torch.fft.irfft2(spectrum, s=(26, 26)).mean(dim=(2, 3)))
+""",
+        *(None, "first"),
+    ),
+}
+ROWS = {  # of those that see the whole image at some operation: layer, output and measured field
+    "attention": """convolution 1 to 24 24 x 7 x 7 4 x 4
+linear 24 to 72 49 x 72 4 x 4
+softmax 4 x 49 x 49 whole image
+sum 49 x 24 whole image
+average pool 24 whole image
+linear 24 to 10 10 whole image""",
+    "fourier": """convolution 1 to 4 4 x 26 x 26 3 x 3
+fft_rfft2 4 x 26 x 14 whole image
+average pool 4 whole image
+linear 4 to 10 10 whole image""",
 }
 
 
@@ -152,8 +193,15 @@ def test_tools_take_a_network_in_any_style(style, mnist, tmp_path, monkeypatch, 
     monkeypatch.setattr(receptive_field, "RF_MD", rf_md)
     assert receptive_field.main([]) == 0
     text = rf_md.read_text()
-    assert f"## Model_{style}: " in text and f"receptive field {field} px" in text
-    assert f" {field} x {field} |\n" in text  # as measured
+    reach = f"{field} px" if field else "the whole image"
+    assert f"## Model_{style}: " in text and f"receptive field {reach}\n" in text
+    if field:
+        assert f" {field} x {field} |\n" in text  # as measured
+    else:
+        cells = [re.split(r" *\| *", line) for line in text.splitlines() if line[:1] == "|"][3:]
+        assert "\n".join(f"{row[1]} {row[3]} {row[6]}" for row in cells) == ROWS[style]
+    if style == "fourier":  # which ONNX has not
+        return
 
     assert export.main([str(weights)]) == 0
     assert weights.with_suffix(".onnx").exists() and not capsys.readouterr().err

@@ -1,25 +1,32 @@
-"""Records, and what is said of them: statistics by hand, and tables that are up to date."""
+"""Records and the tables made from them: statistics by hand, documents that are up to date."""
 
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from challenges import CHALLENGES
 from cli import UsageError
 from networks import ROOT
 from tools import tables
 from tools.tables import KEY, RESULTS
 
 
-def keep(folder: Path, model: str, recipe: str, acc: list[float], **more: object) -> None:
+def keep(folder: Path, model: str, recipe: str, acc: list[float], **more: Any) -> None:
     """Keep a made-up run; its loss is a hundredth of its accuracy."""
-    row = {"model": model, "recipe": recipe, "seed": 0, "holdout": 0, "parameters": 7784} | more
-    epochs = [row | {"epoch": n, "acc": a, "loss": a / 100} for n, a in enumerate(acc, 1)]
-    others = {"train_loss": 0.1, "train_acc": 97.5, "lr": 1e-05, "seconds": 1.5, "commit": "12e45"}
-    tables.keep_record(others | row, [others | epoch for epoch in epochs], folder)
+    one_view = more.pop("one_view", [None] * len(acc))
+    key = {"model": model, "recipe": recipe, "seed": 0, "holdout": 0}
+    row = key | {"parameters": 7784, "commit": "12e45", "seconds": 1.5} | more
+    epochs = [
+        row | {"epoch": n, "acc": a, "loss": a / 100, "one_view_acc": one}
+        for n, (a, one) in enumerate(zip(acc, one_view), 1)
+    ]
+    others = {"train_loss": 0.1, "train_acc": 97.5, "lr": 1e-05}
+    tables.keep_record(row, [others | epoch for epoch in epochs], folder)
 
 
 def cells(table: str) -> list[list[str]]:
@@ -53,7 +60,7 @@ def test_a_record_kept_again_changes_no_byte(tmp_path: Path) -> None:
     for name in tables.COLUMNS:
         shutil.copy(RESULTS / name, tmp_path)
     only = "model == 'model1' and recipe == 'strong' and seed == 42"
-    names = ["train_loss", "train_acc", "lr", "loss", "acc", "seconds", "views_acc"]
+    names = ["train_loss", "train_acc", "lr", "loss", "acc", "seconds", "views_acc", "one_view_acc"]
     exact = dict.fromkeys(names, lambda text: float(text or "nan"))  # pandas before 3 rounds
     read = (pd.read_csv(RESULTS / name, converters=exact) for name in tables.COLUMNS)
     runs, epochs = (table.query(only) for table in read)
@@ -90,12 +97,37 @@ def test_a_distribution_by_hand(tmp_path: Path) -> None:
     assert row == ["model3", "own", "3", "7,784", mean, std, "99.40", "99.60", *met, "99.500"]
 
 
-def test_what_meets_the_challenge(tmp_path: Path) -> None:
-    keep(tmp_path, "model1", "own", [99.5] * 15, parameters=8_001)
-    keep(tmp_path, "model2", "own", [99.5] * 16)
-    keep(tmp_path, "model3", "own", [99.5] * 4)
-    keep(tmp_path, "model4", "own", [99.4] * 15, parameters=8_000)
-    assert tables.read_records(tmp_path)["meets"].tolist() == [False, False, False, True]
+def test_what_meets_which_challenge(tmp_path: Path) -> None:
+    acc = {"a": [99.5] * 15, "b": [99.5] * 16, "c": [99.5] * 4, "d": [95, 99.3, 99.4, 99.3, 99.3]}
+    for recipe, parameters in {"a": 8_000, "b": 8_001, "c": 8_001, "d": 9_999}.items():
+        keep(tmp_path, "model4", recipe, acc[recipe], parameters=parameters)
+    expected = {"8k": "a", "10k": "a", "20k": "abcd", "first-epoch": "abcd"}
+    for name, met in expected.items():
+        records = tables.read_records(tmp_path, CHALLENGES[name]).set_index("recipe")
+        assert "".join(records.index[records["meets"]]) == met, name
+    assert "any ≥ 99.4 %" in tables.summary(records.reset_index(), CHALLENGES["20k"])
+
+
+def test_validation_runs_have_rows_of_their_own_and_no_verdict(tmp_path: Path) -> None:
+    for holdout in (0, 10_000):
+        keep(tmp_path, "model3", "own", [99.5 - holdout / 1e4] * 15, holdout=holdout)
+    test, validation = cells(tables.markdown(tables.summary(tables.read_records(tmp_path))))
+    assert test[2:6] == ["test", "1", "7,784", "99.500"]
+    assert validation[2:6] == ["10,000 validation", "1", "7,784", "98.500"]
+    assert test[-1] == "1 of 1 (21-100 %)" and validation[-1] == "-"
+
+
+def test_beside_several_views_stands_one(tmp_path: Path) -> None:
+    """The table and the claim; a network of one view has neither."""
+    for seed, one in enumerate([99.3, 99.5]):
+        keep(tmp_path, "model5", "strong", [99.6] * 15, one_view=[99.5] * 14 + [one], seed=seed)
+    keep(tmp_path, "model4", "strong", [99.6] * 15)
+    records = tables.read_records(tmp_path)
+    table = tables.summary(records).set_index("model")
+    assert table["one view"].to_dict() == {"model4": "-", "model5": "99.400, 1 of 2 meet it"}
+    assert "views" not in tables.claim(records, "model4")
+    one = "Each prediction averages 4 views of the image; by one view: 99.40 ± 1.27 %, and 1 of 2"
+    assert one in tables.claim(records, "model5")
 
 
 @pytest.mark.parametrize(
@@ -118,35 +150,39 @@ def test_ablation_is_paired_by_seed(tmp_path: Path) -> None:
     means = {"": [99.3, 99.4, 99.5], "a": [99.2, 99.2, 99.2], "b": [99.1, 99.2, 99.29]}
     for part, values in means.items():
         for seed, mean in enumerate(values):
-            recipe = f"strong-without-{part}" if part else "strong"
+            recipe = f"strong+{part}=0+c=1" if part else "strong"
             acc = [90.0, 99.9, 99.9, mean - 0.1, mean, mean + 0.1]
             keep(tmp_path, "model4", recipe, acc, seed=seed, holdout=10_000)
     whole, a, b = cells(tables.ablation_table(tables.read_records(tmp_path)))
-    assert whole[2:] == ["nothing", "3", "99.400", "99.300", "0.9940"]
-    assert a[2:5] == ["a", "3", "-0.200 ± 0.248"]
-    assert b[2:5] == ["b", "3", "**-0.203 ± 0.014**"]
+    assert whole[2:] == ["none", "3", "99.400", "99.300", "0.9940"]
+    assert a[2:5] == ["a=0, c=1", "3", "-0.200 ± 0.248"]
+    assert b[2:5] == ["b=0, c=1", "3", "**-0.203 ± 0.014**"]
 
 
-def test_nothing_fails_where_records_are_missing_or_of_nobody_known(
+def test_records_may_be_missing_or_of_unknown_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(tables, "README", tmp_path / "front.md")
-    for path in (RESULTS / "public.csv", RESULTS / "README.md"):
+    for path in (RESULTS / "public.csv", RESULTS / "README.md", RESULTS / "epochs.md"):
         shutil.copy(path, tmp_path)
     shutil.copy(ROOT / "README.md", tmp_path / "front.md")
-    assert tables.update()["seeds"] == "No records yet."
+    tables.update()
+    assert "<!-- seeds -->\nNo records yet.\n" in (tmp_path / "README.md").read_text()
     assert "No record of model4" in (tmp_path / "front.md").read_text()
     for seed in range(11):
         keep(tmp_path, "model77", "strong", [99.5] * 5, seed=seed)
-    keep(tmp_path, "model77-900", "strong", [99.5] * 5)
+    keep(tmp_path, "model77-width9", "strong", [99.5] * 5)
     keep(tmp_path, "model9", "own", [99.5] * 5, parameters=8_001)
     keep(tmp_path, "model3", "strong", [99.5] * 5)
-    keep(tmp_path, "model9", "own-without-x", [99.5] * 5, holdout=9)  # and nothing to compare
-    made = tables.update()
+    keep(tmp_path, "model9", "own+x=1", [99.5] * 5, holdout=9)  # and nothing to compare with
+    tables.update()
+    text = (tmp_path / "README.md").read_text()
+    made = {name: text.split(f"<!-- {name} -->\n")[1] for name in ("seeds", "sizes")}
+    made = {name: cells(part.partition("<!--")[0].strip()) for name, part in made.items()}
     expected = [["model3", "strong", "1"], ["model9", "own", "1"], ["model77", "strong", "11"]]
-    assert [row[:3] for row in cells(made["seeds"])] == expected
-    assert [row[0] for row in cells(made["sizes"])] == ["model3", "model77", "model77-900"]
+    assert [row[:3] for row in made["seeds"]] == expected
+    assert [row[0] for row in made["sizes"]] == ["model3", "model77", "model77-width9"]
     front = (tmp_path / "front.md").read_text()
     assert re.search(r"model3\.py\) \| strong +\| +7,784 \| +1 \| +99.500 \|", front)
     for name in ("seeds.png", "frontier.png"):

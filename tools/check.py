@@ -12,7 +12,6 @@ import contextlib
 import copy
 import itertools
 import sys
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +23,6 @@ from cli import Parser, RunError, UsageError, exit_code
 from networks import count_parameters, get_model
 from tools.receptive_field import POOLS, layers, rows_of
 from tools.trace import Step, trace
-
-
-class Item(NamedTuple):
-    """A line of the list; `is_met` is None where the challenge requires nothing of the kind."""
-
-    text: str
-    is_met: bool | None = None
-
-    def __str__(self) -> str:
-        box = "" if self.is_met is None else "[x] " if self.is_met else "[ ] "
-        return f"- {box}{self.text}"
 
 
 def is_global_average(step: Step, source: Tensor) -> bool:
@@ -65,30 +53,28 @@ def listed(words: list[str]) -> str:
     return ", ".join(dict.fromkeys(words))
 
 
-def parts_of(model: nn.Module) -> dict[Part, str]:
-    """Describes the parts of a network that challenges ask for; those that it has not are left out.
+def parts_of(model: nn.Module, steps: list[Step]) -> dict[Part, str]:
+    """Describes the parts of a network that challenges ask for, as far as it has them.
 
-    UsageError where its training mode fails, with the network's own error as the cause.
+    `steps` are those of evaluation. UsageError where training mode fails, with the network's own
+    error as the cause.
     """
-    images = torch.randn(2, 1, 28, 28)
-    steps = trace(model, images)
     try:
-        in_training = trace(copy.deepcopy(model), images, training=True)
+        in_training = trace(copy.deepcopy(model), steps[0].output, training=True)
     except Exception as error:
         raise UsageError(f"in training mode it raised the {type(error).__name__} above") from error
     norms = [step for step in in_training if step.name == "batch_norm"]
     settings = [step.settings for step in in_training if "dropout" in step.name]
     rates = [f"{each['p']:g}" for each in settings if each["p"] and each.get("train")]
-    known = layers(steps)
+    heads: dict[str, list[str]] = {"global average pooling": [], "fully connected layer": []}
     first = next((at for at, step in enumerate(steps) if step.weights), len(steps))
-    averages, connected = [], []
-    for at, step in enumerate(steps[first:], first):
+    for step, layer in list(zip(steps, layers(steps)))[first:]:
         source = steps[step.reads[0]].output
         if is_global_average(step, source):
-            averages.append(f"of {' x '.join(map(str, source.shape[1:]))}")
+            shape = " x ".join(map(str, source.shape[1:]))
+            heads["global average pooling"].append(f"of {shape}")
         elif is_fully_connected(step, source):
-            connected.append(known[at].title)
-    heads = {"global average pooling": averages, "fully connected layer": connected}
+            heads["fully connected layer"].append(str(layer.title))
     found = {
         Part.BATCH_NORM: norms and f"BatchNorm: {len(norms)}",
         Part.DROPOUT: rates and f"dropout: {len(rates)}, at rate {listed(rates)}",
@@ -97,57 +83,60 @@ def parts_of(model: nn.Module) -> dict[Part, str]:
     return {part: text for part, text in found.items() if text}
 
 
-def warnings_of(model: nn.Module) -> list[str]:
+def warnings_of(steps: list[Step], logits: Tensor) -> list[str]:
     """What is likely a mistake: softmax before cross-entropy, dropout in evaluation."""
-    images = torch.randn(2, 1, 28, 28)
-    steps, logits = trace(model, images), model(images).detach()
     warnings = []
-    if torch.allclose(logits.logsumexp(dim=1), torch.zeros(2), atol=1e-4):
+    if torch.allclose(logits.logsumexp(dim=1), torch.zeros(len(logits)), atol=1e-4):
         warnings.append("log-softmax at the end: cross-entropy has its own, so leave it out")
-    elif torch.allclose(logits.sum(dim=1), torch.ones(2)) and logits.min() >= 0:
+    elif torch.allclose(logits.sum(dim=1), torch.ones(len(logits))) and logits.min() >= 0:
         warnings.append("softmax at the end: cross-entropy has its own, and learns badly from this")
     if any("dropout" in step.name and step.settings.get("train") for step in steps):
         warnings.append("dropout in evaluation too: write F.dropout(x, rate, self.training)")
-    return warnings
+    return [f"warning: {warning}" for warning in warnings]
 
 
-def checklist(model: nn.Module, challenge: Challenge) -> list[Item]:
-    """What graders ask of a network, and whether it has what the challenge requires."""
-    count, limit, parts = count_parameters(model), challenge.parameters, parts_of(model)
-    text = f"{count:,} parameters, each counted once ({limit})"
+def checklist(model: nn.Module, challenge: Challenge) -> list[str]:
+    """The lines of the list; those of what the challenge requires begin with a box, "[ ]" or "[x]".
+
+    The network is left in evaluation mode.
+    """
+    count, images = count_parameters(model), torch.randn(2, 1, 28, 28)
+    steps, rows = trace(model, images), rows_of(model)
+    parts = parts_of(model, steps)
     trainable = sum(each.numel() for each in model.parameters() if each.requires_grad)
-    if trainable != count:
-        text += f"; {trainable:,} are trainable, but all count"
-    items = [Item(text, limit.allows(count)), Item("output: 10 logits for each image", True)]
-    for part in Part:
-        is_met = part in parts if part in challenge.parts else None
-        items.append(Item(parts.get(part, f"{part.value}: none"), is_met))
-    rows = rows_of(model)
+    frozen = f"; {trainable:,} are trainable, but all count" if trainable != count else ""
+    limit = challenge.parameters
+    required = {f"{count:,} parameters, each counted once ({limit}){frozen}": limit.allows(count)}
+    required["output: 10 logits for each image"] = True  # or there would be no network
+    required |= {parts.get(x, f"{x.value}: none"): x in parts for x in challenge.parts}
     pools = [
         before.reach for before, row in itertools.pairwise(rows) if row.title in POOLS.values()
     ]
     reach = f"; before the pools {listed(pools)}" if pools else ""
-    items.append(Item(f"receptive field: {rows[-1].reach} at the end{reach}"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 1, 28, 28))
-    items.append(Item(f"{counter.get_total_flops() // 2:,} multiply-adds for an image"))
-    documented = sys.modules[type(model).__module__].__doc__ or ""
-    missing = [word for word in ("Target", "Result", "Analysis") if word not in documented]
-    items.append(Item(f"docstring: {'no ' * bool(missing)}{', '.join(missing) or 'complete'}"))
-    return items + [Item(f"warning: {text}") for text in warnings_of(model)]
+        logits = model(images)
+    docstring = sys.modules[type(model).__module__].__doc__ or ""
+    missing = [word for word in ("Target", "Result", "Analysis") if word not in docstring]
+    return [
+        *(f"[{'x' if is_met else ' '}] {text}" for text, is_met in required.items()),
+        *(parts.get(part, f"{part.value}: none") for part in Part if part not in challenge.parts),
+        f"receptive field: {rows[-1].reach} at the end{reach}",
+        f"{counter.get_total_flops() // 2 // len(images):,} multiply-adds for an image",
+        f"docstring: {'no ' * bool(missing)}{', '.join(missing) or 'complete'}",
+        *warnings_of(steps, logits),
+    ]
 
 
 def check(args: argparse.Namespace) -> None:
     """Prints the lists; RunError where a network misses what the challenge requires."""
-    challenge, misses = CHALLENGES[args.challenge], []
+    misses = []
     for name in args.models:
-        items = checklist(get_model(name), challenge)
-        print(
-            f"## {name}, challenge {challenge.name}\n\n", *(f"{item}\n" for item in items), sep=""
-        )
-        misses += [f"{name} ({item.text})" for item in items if item.is_met is False]
+        lines = checklist(get_model(name), CHALLENGES[args.challenge])
+        print(f"## {name}, challenge {args.challenge}\n", *(f"- {x}" for x in lines), "", sep="\n")
+        if missing := [line[4:] for line in lines if line.startswith("[ ]")]:
+            misses.append(f"{name} ({'; '.join(missing)})")
     if misses:
-        raise RunError(f"challenge {challenge.name} is not met by {'; '.join(misses)}")
+        raise RunError(f"not what challenge {args.challenge} requires: {', '.join(misses)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -40,12 +40,7 @@ class Run(NamedTuple):
     challenge: Challenge
     config: dict[str, Any]
     records: list[dict[str, Any]]
-
-    @property
-    def data_dir(self) -> Path:
-        """The data folder of the run, or this clone's where that is gone."""
-        recorded = Path(str(self.config.get("data_dir")))
-        return recorded if recorded.exists() else DATA_DIR
+    data_dir: Path
 
 
 def read_run(folder: Path) -> Run:
@@ -55,7 +50,9 @@ def read_run(folder: Path) -> Run:
         resume = f"python train.py --resume {shlex.quote(str(folder))}"
         raise UsageError(f"{folder}: this run is not finished; {resume}")
     challenge = CHALLENGES.get(str(config.get("challenge")), CHALLENGES["8k"])
-    return Run(Experiment.from_config(config), challenge, config, read_metrics(folder))
+    data_dir = Path(str(config.get("data_dir")))
+    data_dir = data_dir if data_dir.exists() else DATA_DIR  # the clone was moved
+    return Run(Experiment.from_config(config), challenge, config, read_metrics(folder), data_dir)
 
 
 def plot_augmented(run: Run, data_dir: Path) -> Figure:
@@ -73,7 +70,8 @@ def plot_augmented(run: Run, data_dir: Path) -> Figure:
     rows = torch.cat([before[:half], after[:half], before[half:], after[half:]])
     figure = Figure(figsize=(7.5, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(make_grid(1 - rows, half, padding=3)[0].numpy(), cmap="gray", vmin=0, vmax=1)
+    grid = make_grid(1 - rows, half, padding=3, pad_value=0.8)[0]
+    axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_yticks([31 * row + 17 for row in range(4)], 2 * ["before", "after"])
     axes.set(xticks=[], title=f"{run.experiment.model}: training images of recipe {recipe.name}")
     return figure
@@ -86,18 +84,6 @@ def pictures_of(run: Run, data_dir: Path) -> dict[str, bytes]:
     return {"curves": curves, "augmented": png(plot_augmented(run, data_dir))}
 
 
-def command_of(experiment: Experiment) -> str:
-    """The command that trains it again."""
-    recipe, *settings = experiment.recipe.name.split("+")
-    words = ["python", "train.py", "--model", experiment.model, "--recipe", recipe]
-    words += [word for setting in settings for word in ("--set", setting)]
-    words += [word for k, v in experiment.sizes.items() for word in ("--size", f"{k}={v}")]
-    words += ["--seed", str(experiment.seed)]
-    if experiment.holdout:
-        words += ["--holdout", str(experiment.holdout)]
-    return shlex.join(words)
-
-
 def text_of(run: Run, model: nn.Module, files: dict[str, str]) -> str:
     """report.md, with the pictures of the keys of CAPTIONS that are there."""
     experiment, config = run.experiment, run.config
@@ -108,17 +94,18 @@ def text_of(run: Run, model: nn.Module, files: dict[str, str]) -> str:
     }
     training = [pictures.pop(key) for key in ("curves", "augmented")]
     settings = [f"| {name} | {value} |" for name, value in config["recipe"].items()]
-    place = (f"{key} {config.get(key)}" for key in ("commit", "torch", "device_name", "threads"))
+    words = [f"recipe {experiment.recipe.name}", f"seed {experiment.seed}"]
+    words += [f"{key} {config.get(key)}" for key in ("commit", "device", "threads", "torch")]
     rows = table(experiment.model, **experiment.sizes).partition("\n")[2].strip()
     judged = verdict(run.challenge, count_parameters(model), run.records, experiment.holdout)
     return "\n\n".join(
         [
             f"# {experiment.name}",
             f"```\n{judged}\n```",
-            f"`{command_of(run.experiment)}`: seed {experiment.seed}, {', '.join(place)}",
-            f"```\n{sys.modules[type(model).__module__].__doc__.strip()}\n```",
+            f"{', '.join(words)} ({config.get('device_name')})",
+            f"```\n{(sys.modules[type(model).__module__].__doc__ or '').strip()}\n```",
             f"## Checklist, challenge {run.challenge.name}",
-            "\n".join(map(str, checklist(model, run.challenge))),
+            "\n".join(f"- {line}" for line in checklist(model, run.challenge)),
             f"## Model summary\n\n```\n{summarize(model)}\n```",
             f"## Receptive field\n\n{rows}",
             "## Training",

@@ -70,8 +70,8 @@ class Row(NamedTuple):
 def geometry_of(step: Step, source: Tensor) -> Geometry | None:
     """How a step combines the positions of the map (N, C, H, W) that it reads; None if unknown."""
     settings, shape, point = step.settings, step.output.shape, (1, 1, 0)
-    if source.ndim < 4:  # all of an image has been read
-        return point
+    if source.ndim < 4:  # all of an image has been read, or it is a sequence
+        return None if step.name in POOLS else point
     if step.name in ("conv2d", "max_pool2d", "avg_pool2d") and len(step.reads) == 1:
         kernel = settings.get("kernel_size") or settings["weight"].shape[2:]
         stride, padding = settings["stride"] or kernel, settings["padding"]
@@ -172,8 +172,10 @@ def measured_field(output: Tensor, images: Tensor, is_known: bool) -> str:
     Max pooling passes a gradient to one pixel of four and an activation may pass none, but over
     all channels and a batch of random images every edge is reached.
     """
-    center = middle(output, (*output.shape[:2], 1, 1)[: output.ndim])
-    pixels = extent(center, images)
+    centers = [(*output.shape[:2], 1, 1)[: output.ndim]]
+    if output.ndim == 3:  # a sequence (N, C, T), or else (N, T, C), of which more is read
+        centers.append((len(output), 1, output.shape[2]))
+    pixels = min(extent(middle(output, center), images) for center in centers)
     if min(pixels) >= (WIDE if is_known else IMAGE_SIZE):
         return WHOLE
     return "{} x {}".format(*pixels) if any(pixels) else "-"
@@ -185,9 +187,9 @@ def measured_field(output: Tensor, images: Tensor, is_known: bool) -> str:
 def rows_of(model: nn.Module) -> list[Row]:
     """The rows of a network's table: its input and its layers.
 
-    Of what happens before the first layer with weights, the last operation alone has a row. What
-    reads the whole image is not measured, and has a row where it is a layer with weights, a pool
-    or a sum.
+    Before the first layer with weights, only the last operation has a row. Further operations have
+    one where they are a layer with weights, a pool or a sum, or where the measured field changes.
+    What reads the whole image is not measured.
     """
     steps = trace(model, torch.randn(IMAGES, 1, IMAGE_SIZE, IMAGE_SIZE))
     known, outputs = layers(steps), wide_outputs(steps)
@@ -199,14 +201,16 @@ def rows_of(model: nn.Module) -> list[Row]:
     for at in tqdm(range(1, len(steps)), "measured", leave=False, disable=None):
         step, (title, geometry, field) = steps[at], known[at]
         if not field and not whole.isdisjoint(step.reads):
-            whole.add(at)
-            if title == step.name and not step.weights:
-                continue
-        if not title or at in hidden:
+            pixels = WHOLE
+        elif title and at not in hidden:
+            pixels = measured_field(outputs[at], outputs[0], bool(field))
+        else:
             continue
-        pixels = WHOLE if at in whole else measured_field(outputs[at], outputs[0], bool(field))
         if pixels == WHOLE:
             whole.add(at)
+        is_layer = title != step.name or step.weights
+        if not title or at in hidden or not (is_layer or pixels != rows[-1].measured):
+            continue
         shape = list(step.output.shape)
         del shape[next((axis for axis, size in enumerate(shape) if size % IMAGES == 0), 0)]
         sizes = "" if title in JOINS.values() else "/".join(map(str, geometry or "-"))

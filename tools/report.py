@@ -94,7 +94,8 @@ def plot_digits(
     height = line * max(math.ceil(len(images) / columns), 1)
     figure = Figure(figsize=(WIDTH, WIDTH * height / columns + 0.4), layout="constrained")
     axes = figure.subplots()
-    axes.set(title=f"{title} (label → prediction, confidence)", xlim=(0, columns), ylim=(height, 0))
+    axes.set_title(f"{title} (label → prediction, confidence)", fontsize=10)
+    axes.set(xlim=(0, columns), ylim=(height, 0))
     axes.axis("off")
     # A range that begins below zero makes the paper light gray, and so shows its edges.
     style = {"cmap": "gray_r", "vmin": -20, "vmax": 255, "interpolation": "nearest"}

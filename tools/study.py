@@ -143,7 +143,8 @@ def train_all(experiments: list[Experiment], task: Any, pool: Executor, results:
                 tables.keep_record(row, records, results)
             except Exception as error:  # of one run: the others go on
                 failed.append(name)
-                print(f"{name}: {error or type(error).__name__}", file=sys.stderr)
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                print(f"{name}: {reason}", file=sys.stderr)
             else:
                 print(f"{name}: {records[-1]['acc']:.2f} % at the last epoch", flush=True)
     finally:

@@ -166,7 +166,9 @@ def attempts_table(tested: pd.DataFrame) -> str:
     titles = ["recipe", "parameters", "seeds", "last epoch, mean ± (95 %)", "one view", "min", MEET]
     found = summary(under_one_recipe(tested)).reindex(columns=["model", *titles])
     table = found.drop_duplicates("model", keep="last").set_index("model").reindex(list_models())
-    table = table.drop(columns="one view" if table["one view"].isna().all() else []).fillna("-")
+    if table["one view"].isna().all():
+        table = table.drop(columns="one view")
+    table = table.astype(object).fillna("-")
     table.insert(0, "attempt", [f"[{name}]({name}.py)" for name in table.index])
     return markdown(table, 2)
 
@@ -279,7 +281,7 @@ def plot_frontier(tested: pd.DataFrame) -> bytes:
     axes.set_ylim(2.3, 0.28)
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("triangles: public results; hollow: chosen on the test set", fontsize=10)
+    axes.set_title("ours: 95 % interval; public: triangles, hollow if chosen on the test set")
     return png(figure)
 
 
@@ -302,7 +304,8 @@ def documents(records: pd.DataFrame, epochs: pd.DataFrame) -> dict[Path, dict[st
     """The tables of each document, by name."""
     tested = records[records["holdout"] == 0]
     attempts = tested[~tested["model"].str.contains("-")]
-    small = under_one_recipe(tested[tested["parameters"].map(DEFAULT.parameters.allows)])
+    is_small = tested["parameters"].map(DEFAULT.parameters.allows).astype(bool)
+    small = under_one_recipe(tested[is_small])
     sizes = summary(small.sort_values("parameters", kind="stable"))
     claims = "\n".join(f"- {claim(tested, name)}" for name in CLAIMED)
     results = {"seeds": markdown(summary(attempts), 2), "sizes": markdown(sizes, 2)}

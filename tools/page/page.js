@@ -1,16 +1,15 @@
 "use strict";
 
-/* Draw a digit: strokes to ink, ink to what the network sees, the network, and what is shown.
+/* Draw a digit: strokes to ink, ink to the network's input, the network, and the display.
 
-   Maps are {channels, height, width, values}, channel by channel and row by row. Ink is an array
-   of FIELD x FIELD numbers from 0 (paper) to 1. Strokes are in the same units as ink. */
+   Ink is an array of FIELD x FIELD numbers from 0 (background) to 1. Strokes are lists of points
+   [x, y, width], in pixels of ink. */
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const SIZE = 28; // pixels: what a network sees
+const SIZE = 28; // pixels: the side of the network's input
 const DIGIT_SIZE = 20; // pixels: the longer side of a digit of MNIST
-const FIELD = 4 * SIZE; // the drawing field, and the size at which predict.py looks at pictures
+const FIELD = 4 * SIZE; // pixels: the side of the drawing field
 const PEN = 9; // width of a stroke with mouse or finger
-
 
 // ------------------------------------------------------------------------- strokes to ink
 
@@ -42,10 +41,9 @@ function inkOf(strokes) {
   return ink;
 }
 
+// ------------------------------------------- ink to the network's input, as predict.py does it
 
-// --------------------------------------------- ink to what the network sees, as predict.py
-
-/** The nearest whole number; of two as near, the even one, as Python has it. */
+/** The nearest integer; halves are rounded to even, as in Python. */
 function round(value) {
   const below = Math.floor(value);
   if (value - below === 0.5) return below + Math.abs(below % 2);
@@ -53,11 +51,11 @@ function round(value) {
 }
 
 /**
- * Ink without specks, and the box around the rest; null where there is no ink. Unlike predict.py
- * it keeps what touches the edge: a photograph may show a desk there, this field does not.
+ * Ink without specks, and its bounding box; null without ink. Unlike predict.py it keeps what
+ * touches the edge: a photograph may show a desk there, this field does not.
  */
 function findDigit(ink) {
-  const part = new Int32Array(ink.length); // to which connected part a pixel belongs; 0: none
+  const part = new Int32Array(ink.length); // the connected component of a pixel; 0: none
   const mass = [0];
   for (let start = 0; start < ink.length; start++) {
     if (part[start] || ink[start] <= 0.25) continue;
@@ -89,7 +87,7 @@ function findDigit(ink) {
   return box.bottom ? {ink: kept, box} : null;
 }
 
-/** A pixel of the field and its neighbours, up to eight. */
+/** A pixel of the field and its neighbours. */
 function around(place) {
   const [y, x, places] = [Math.floor(place / FIELD), place % FIELD, []];
   for (let row = Math.max(0, y - 1); row <= Math.min(FIELD - 1, y + 1); row++) {
@@ -100,7 +98,7 @@ function around(place) {
   return places;
 }
 
-/** For each of `to` pixels, which of `from` it is made of, and in which parts: Pillow's HAMMING. */
+/** For each of `to` pixels, the first of `from` that it averages, and weights: Pillow's HAMMING. */
 function hamming(from, to) {
   const scale = from / to;
   const support = Math.max(scale, 1);
@@ -122,7 +120,7 @@ function hamming(from, to) {
   });
 }
 
-/** The ink in `box`, fitted into 20 x 20, centred by its mass in 28 x 28 pixels from 0 to 255. */
+/** The ink in `box`, scaled to 20 x 20 and centred by mass in 28 x 28 pixels from 0 to 255. */
 function fitAndCentre(ink, box) {
   const [high, wide] = [box.bottom - box.top, box.right - box.left];
   const fit = (side) => Math.max(1, round((side * DIGIT_SIZE) / Math.max(high, wide)));
@@ -156,278 +154,341 @@ function fitAndCentre(ink, box) {
   return image;
 }
 
-/** What a network sees of the ink: 28 x 28 pixels from 0 to 255, or null where there is none. */
+/** The network's input: 28 x 28 pixels from 0 to 255, or null without ink. */
 function toMnist(ink) {
   const found = findDigit(ink);
   return found && fitAndCentre(found.ink, found.box);
 }
 
-
 // ---------------------------------------------------------------------------- the network
+// Tensors are {shape, values}, row-major. Operators are ONNX's, opset 17, as far as
+// tools/page/build.py lets nodes through: (node with its attributes, ...inputs) to the output.
 
-/** The numbers that base64 stands for. */
+/** Typed numbers from base64. */
 function decoded(text, Numbers) {
   return new Numbers(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 }
 
-/** Layers as they are run, with their weights in place. */
-function unpacked(layers) {
-  return layers.map((layer) => {
-    // Numbers that are used again are told by the place of the layer that has them.
-    const numbers = (name, Kind = Float32Array) =>
-      decoded(layers[layer[name]]?.[name] ?? layer[name], Kind);
-    if (layer.kind === "constant") return {...layer, values: numbers("values")};
-    if (layer.kind !== "convolution") return layer;
-    const [steps, scales] = [numbers("filters", Int16Array), numbers("scales")];
-    const size = steps.length / layer.channels;
-    const filters = Float32Array.from(steps, (step, at) => step * scales[Math.floor(at / size)]);
-    return {...layer, filters, bias: numbers("bias")};
+const product = (sizes) => sizes.reduce((a, b) => a * b, 1);
+
+function newTensor(shape, filling = 0) {
+  return {shape, values: new Float32Array(product(shape)).fill(filling)};
+}
+
+/** How far apart neighbours along each axis are in memory. */
+function stridesOf(shape) {
+  return shape.map((_, axis) => product(shape.slice(axis + 1)));
+}
+
+/** A tensor of `shape`: its value at an index is that at start + the sum of index * strides. */
+function gather(values, shape, strides, start = 0) {
+  const result = newTensor(shape);
+  const index = shape.map(() => 0);
+  const last = shape.length - 1;
+  for (let at = 0, from = start; at < result.values.length;) {
+    for (let column = 0; column < shape[last]; column++) {
+      result.values[at++] = values[from + column * strides[last]];
+    }
+    for (let axis = last - 1; axis >= 0; axis--) {
+      from += strides[axis];
+      if (++index[axis] < shape[axis]) break;
+      from -= strides[axis] * shape[axis];
+      index[axis] = 0;
+    }
+  }
+  return result;
+}
+
+function transpose({perm}, {shape, values}) {
+  if (perm.every((from, to) => from === to)) return {shape, values};
+  const strides = stridesOf(shape);
+  return gather(values, perm.map((axis) => shape[axis]), perm.map((axis) => strides[axis]));
+}
+
+/** The operator that computes f(value, node) of each value. */
+function unary(f) {
+  return (node, {shape, values}) => ({shape, values: values.map((value) => f(value, node))});
+}
+
+/** The operator that computes f(a, b) of two tensors, broadcast as in NumPy, or of several. */
+function binary(f) {
+  return (node, ...inputs) => inputs.reduce((a, b) => {
+    const rank = Math.max(a.shape.length, b.shape.length);
+    const [own, other] = [a, b].map(({shape}) => [...Array(rank - shape.length).fill(1), ...shape]);
+    const shape = own.map((size, axis) => Math.max(size, other[axis]));
+    const [{values: ones}, {values: others}] = [[a, own], [b, other]].map(([tensor, sizes]) => {
+      if (sizes.join() === shape.join()) return tensor;
+      const strides = stridesOf(sizes).map((stride, axis) => (sizes[axis] > 1 ? stride : 0));
+      return gather(tensor.values, shape, strides);
+    });
+    const result = newTensor(shape);
+    for (let at = 0; at < ones.length; at++) result.values[at] = f(ones[at], others[at]);
+    return result;
   });
 }
 
-function newMaps(channels, height, width) {
-  return {channels, height, width, values: new Float32Array(channels * height * width)};
-}
-
-/** Maps with a border of zeros. */
-function padded(maps, border) {
-  if (!border) return maps;
-  const {channels, height, width, values} = maps;
-  const result = newMaps(channels, height + 2 * border, width + 2 * border);
-  for (let row = 0; row < channels * height; row++) {
-    const line = row + border * (2 * Math.floor(row / height) + 1);
-    const from = row * width;
-    result.values.set(values.subarray(from, from + width), line * result.width + border);
-  }
-  return result;
-}
-
-function convolve(layer, input) {
-  const {channels, size, stride, groups, filters, bias} = layer;
-  const {channels: deep, height, width, values} = padded(input, layer.padding);
-  const result = newMaps(
-    channels, Math.floor((height - size) / stride) + 1, Math.floor((width - size) / stride) + 1);
-  const {height: rows, width: columns, values: sums} = result;
-  const [read, area, taps] = [deep / groups, rows * columns, size * size];
-  for (let channel = 0; channel < channels; channel++) {
-    const first = Math.floor((channel * groups) / channels) * read;
-    sums.fill(bias[channel], channel * area, (channel + 1) * area);
-    for (let map = 0; map < read; map++) {
-      const from = (first + map) * height * width;
-      const filter = filters.subarray((channel * read + map) * taps);
-      const run = (stride === 1 && {1: addOneByOne, 3: addThreeByThree}[size]) || addAny;
-      run(filter, values, from, width, sums, channel * area, rows, columns, size, stride);
-    }
-  }
-  return result;
-}
-
-/** Add to the sums at `to` what a filter makes of the map at `from`. */
-function addAny(filter, values, from, width, sums, to, rows, columns, size, stride) {
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) {
-      let sum = 0;
-      for (let y = 0; y < size; y++) {
-        const place = from + (row * stride + y) * width + column * stride;
-        for (let x = 0; x < size; x++) sum += filter[y * size + x] * values[place + x];
-      }
-      sums[to++] += sum;
-    }
-  }
-}
-
-/** The same for 1 x 1 filters: with those of 3 x 3, they have nearly all of the work. */
-function addOneByOne(filter, values, from, width, sums, to, rows, columns) {
-  const weight = filter[0];
-  for (let place = 0; place < rows * columns; place++) {
-    sums[to + place] += weight * values[from + place];
-  }
-}
-
-/** The same for 3 x 3 filters. */
-function addThreeByThree(filter, values, from, width, sums, to, rows, columns) {
-  const [a, b, c, d, e, f, g, h, i] = filter;
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) {
-      const top = from + row * width + column;
-      const middle = top + width;
-      const bottom = middle + width;
-      sums[to++] += a * values[top] + b * values[top + 1] + c * values[top + 2]
-        + d * values[middle] + e * values[middle + 1] + f * values[middle + 2]
-        + g * values[bottom] + h * values[bottom + 1] + i * values[bottom + 2];
-    }
-  }
-}
-
-/** The most, least, sum or mean of each window; without a size, of all of a map. */
-function pool(layer, {channels, height, width, values}) {
-  const size = layer.size ?? height;
-  const stride = layer.stride ?? size;
-  // A window that reaches beyond the edge counts with `ceil`, if it begins inside.
-  const steps = (side) => {
-    const count = (layer.ceil ? Math.ceil : Math.floor)((side - size) / stride) + 1;
-    return layer.ceil && (count - 1) * stride >= side ? count - 1 : count;
-  };
-  const result = newMaps(channels, steps(height), layer.size ? steps(width) : 1);
-  let at = 0;
-  for (let channel = 0; channel < channels; channel++) {
-    for (let row = 0; row < result.height; row++) {
-      for (let column = 0; column < result.width; column++) {
-        const [bottom, left] = [Math.min(row * stride + size, height), column * stride];
-        const right = layer.size ? Math.min(left + size, width) : width;
-        let [most, least, sum] = [-Infinity, Infinity, 0];
-        for (let y = row * stride; y < bottom; y++) {
-          for (let x = left; x < right; x++) {
-            const value = values[(channel * height + y) * width + x];
-            sum += value;
-            if (value > most) most = value;
-            if (value < least) least = value;
-          }
-        }
-        const area = (bottom - row * stride) * (right - left);
-        result.values[at++] = {max: most, min: least, sum, avg: sum / area}[layer.kind];
-      }
-    }
-  }
-  return result;
-}
-
-/** A layer that makes f(value, value) of two maps; along sides where one is 1 long, it repeats. */
-function combine(f) {
-  return (layer, one, other) => {
-    const longer = (side) => Math.max(one[side], other[side]);
-    const result = newMaps(longer("channels"), longer("height"), longer("width"));
-    const placeIn = ({channels, height, width}, channel, y, x) =>
-      (channels > 1 && channel * height * width) + (height > 1 && y * width) + (width > 1 && x);
-    let at = 0;
-    for (let channel = 0; channel < result.channels; channel++) {
-      for (let y = 0; y < result.height; y++) {
-        for (let x = 0; x < result.width; x++) {
-          const [here, there] = [placeIn(one, channel, y, x), placeIn(other, channel, y, x)];
-          result.values[at++] = f(one.values[here], other.values[there]);
-        }
-      }
+/** The operator that folds along axes, which are an attribute or an input. */
+function reduction(initial, step) {
+  return (node, input, given) => {
+    const {shape} = input;
+    const all = [...shape.keys()];
+    const axes = Array.from(given?.values ?? node.axes ?? all, (axis) => all.at(axis));
+    const kept = all.filter((axis) => !axes.includes(axis));
+    const {values} = transpose({perm: [...axes, ...kept]}, input);
+    const result = newTensor(node.keepdims === 0 ? kept.map((axis) => shape[axis])
+      : shape.map((length, axis) => (axes.includes(axis) ? 1 : length)), initial);
+    const folded = result.values;
+    for (let start = 0; start < values.length; start += folded.length) {
+      for (let at = 0; at < folded.length; at++) folded[at] = step(folded[at], values[start + at]);
     }
     return result;
   };
 }
 
-/** The value at (y, x), where `at` knows those at whole numbers: the nearer, the more it counts. */
-function between(at, y, x) {
-  const [top, left] = [Math.floor(y), Math.floor(x)];
-  const [down, right] = [y - top, x - left];
-  return (1 - down) * ((1 - right) * at(top, left) + right * at(top, left + 1))
-    + down * ((1 - right) * at(top + 1, left) + right * at(top + 1, left + 1));
+/** Pads are what to add before each axis, then after each. */
+function pad({mode}, input, {values: pads}, filling) {
+  return input.shape.reduce((tensor, size, axis) => {
+    const [before, after] = [pads[axis], pads[axis + input.shape.length]];
+    if (!before && !after) return tensor;
+    const {shape, values} = tensor;
+    const [longer, inner] = [before + size + after, product(shape.slice(axis + 1))];
+    const sizes = shape.map((length, each) => (each === axis ? longer : length));
+    const result = newTensor(sizes, filling?.values[0]);
+    for (let row = 0; row < result.values.length / inner; row++) {
+      const place = (row % longer) - before;
+      const nearest = Math.min(size - 1, Math.max(0, place));
+      if (mode !== "edge" && nearest !== place) continue;
+      const from = (Math.floor(row / longer) * size + nearest) * inner;
+      result.values.set(values.subarray(from, from + inner), row * inner);
+    }
+    return result;
+  }, input);
 }
 
-/** A map as it is at the places of a grid, maps of x and y from -1 to 1; it is 0 outside. */
-function sample(layer, {height, width, values}, grid) {
-  const at = (y, x) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : values[y * width + x]);
-  const result = newMaps(1, grid.height, grid.width);
-  const pixel = (place, side) => ((grid.values[place] + 1) * side - 1) / 2;
-  result.values.forEach((_, place) => {
-    const y = pixel(place + result.values.length, height);
-    result.values[place] = between(at, y, pixel(place, width));
-  });
+function convolve(node, input, {shape: [channels, read, high, wide], values: filters}, bias) {
+  const {strides: [down, right], dilations: [tall, broad], group, pads} = node;
+  const borders = {values: [0, 0, pads[0], pads[1], 0, 0, pads[2], pads[3]]};
+  const {shape: [count, deep, height, width], values} = pad({}, input, borders);
+  const rows = Math.floor((height - tall * (high - 1) - 1) / down) + 1;
+  const columns = Math.floor((width - broad * (wide - 1) - 1) / right) + 1;
+  const result = newTensor([count, channels, rows, columns]);
+  const sums = result.values;
+  // Where rows lie one behind the other, as for 1 x 1 filters, all of them are one.
+  const whole = columns === width && down === 1 && right === 1;
+  const [runs, length] = whole ? [1, rows * columns] : [rows, columns];
+  for (let map = 0; map < count * channels; map++) {
+    const [start, channel] = [map * rows * columns, map % channels];
+    if (bias) sums.fill(bias.values[channel], start, start + rows * columns);
+    const [image, part] = [Math.floor(map / channels), Math.floor((channel * group) / channels)];
+    for (let tap = 0; tap < read * high * wide; tap++) {
+      const source = image * deep + part * read + Math.floor(tap / (high * wide));
+      const [y, x] = [tall * (Math.floor(tap / wide) % high), broad * (tap % wide)];
+      const weight = filters[channel * read * high * wide + tap];
+      for (let row = 0, to = start; row < runs; row++) {
+        let from = (source * height + y + row * down) * width + x;
+        for (let column = 0; column < length; column++) {
+          sums[to++] += weight * values[from];
+          from += right;
+        }
+      }
+    }
+  }
   return result;
 }
 
-const RUN = {
-  convolution: convolve,
-  max: pool,
-  min: pool,
-  sum: pool,
-  avg: pool,
-  sample,
-  add: combine((a, b) => a + b),
-  sub: combine((a, b) => a - b),
-  mul: combine((a, b) => a * b),
-  div: combine((a, b) => a / b),
-  maximum: combine(Math.max),
-  pow: combine(Math.pow),
-  clamp: combine(Math.max),
-  expand: (layer, maps) =>
-    RUN.add(layer, maps, newMaps(layer.channels, layer.height, layer.width)),
-  constant: (layer) => layer,
-  same: (layer, maps) => maps,
-  relu: (layer, maps) => ({...maps, values: maps.values.map((value) => (value > 0 ? value : 0))}),
-  flatten: (layer, {values}) => ({channels: values.length, height: 1, width: 1, values}),
-  crop({channels, height, width, from}, maps) {
-    const result = newMaps(channels, height, width);
-    for (let row = 0; row < channels * height; row++) {
-      const channel = from[0] + Math.floor(row / height);
-      const start = (channel * maps.height + from[1] + (row % height)) * maps.width + from[2];
-      result.values.set(maps.values.subarray(start, start + width), row * width);
+/** The operator that folds each window; with ceil_mode, windows may reach beyond the padding. */
+function pooling(initial, step) {
+  return ({kernel_shape: kernel, strides, pads, ceil_mode: ceil}, input) => {
+    const [images, channels, ...sides] = input.shape;
+    const counts = sides.map((side, axis) => {
+      const steps = (side + pads[axis] + pads[axis + 2] - kernel[axis]) / strides[axis];
+      const last = ceil ? Math.ceil(steps) : Math.floor(steps);
+      return last * strides[axis] < side + pads[axis] ? last + 1 : last; // each starts inside
+    });
+    const after = sides.map((side, axis) =>
+      (counts[axis] - 1) * strides[axis] + kernel[axis] - side - pads[axis]);
+    const borders = {values: [0, 0, pads[0], pads[1], 0, 0, ...after]};
+    const {shape, values} = pad({}, input, borders, {values: [initial]});
+    const [image, map, row, column] = stridesOf(shape);
+    const windows = gather(values, [...kernel, images, channels, ...counts],
+      [row, column, image, map, row * strides[0], column * strides[1]]);
+    return reduction(initial, step)({axes: [0, 1], keepdims: 0}, windows);
+  };
+}
+
+/** Bilinear interpolation at the places (x, y) of a grid, from -1 to 1; zero outside. */
+function gridSample(node, {shape: [count, channels, height, width], values}, grid) {
+  const [rows, columns] = grid.shape.slice(1);
+  const result = newTensor([count, channels, rows, columns]);
+  for (let to = 0; to < result.values.length; to++) {
+    const map = Math.floor(to / (rows * columns)); // of an image and a channel
+    const place = 2 * (Math.floor(map / channels) * rows * columns + (to % (rows * columns)));
+    const x = ((grid.values[place] + 1) * width - 1) / 2;
+    const y = ((grid.values[place + 1] + 1) * height - 1) / 2;
+    for (const row of [Math.floor(y), Math.floor(y) + 1]) {
+      for (const column of [Math.floor(x), Math.floor(x) + 1]) {
+        if (row < 0 || column < 0 || row >= height || column >= width) continue;
+        const weight = (1 - Math.abs(y - row)) * (1 - Math.abs(x - column));
+        result.values[to] += weight * values[(map * height + row) * width + column];
+      }
     }
-    return result;
-  },
-  join(layer, ...inputs) {
-    const [{height, width}, channels] = [inputs[0], inputs.map((maps) => maps.channels)];
-    const result = newMaps(channels.reduce((a, b) => a + b), height, width);
-    let at = 0;
+  }
+  return result;
+}
+
+/** Gemm, and MatMul by a matrix. */
+function multiply({transB}, input, matrix, bias) {
+  const {shape: [depth, width], values} = transB ? transpose({perm: [1, 0]}, matrix) : matrix;
+  const result = newTensor([...input.shape.slice(0, -1), width]);
+  for (let at = 0; at < result.values.length; at++) {
+    const [row, column] = [Math.floor(at / width), at % width];
+    let sum = 0;
+    for (let k = 0; k < depth; k++) {
+      sum += input.values[row * depth + k] * values[k * width + column];
+    }
+    result.values[at] = sum;
+  }
+  return bias ? OPERATORS.Add({}, result, bias) : result;
+}
+
+/** Steps are positive. */
+function slice(node, {shape, values}, starts, ends, axes, steps) {
+  const [sizes, strides, all] = [[...shape], stridesOf(shape), [...shape.keys()]];
+  let start = 0;
+  starts.values.forEach((first, at) => {
+    const [axis, step] = [all.at(axes?.values[at] ?? at), steps?.values[at] ?? 1];
+    const [from, to] = [first, ends.values[at]].map((place) =>
+      Math.min(shape[axis], Math.max(0, place < 0 ? place + shape[axis] : place)));
+    start += from * strides[axis];
+    sizes[axis] = Math.ceil((to - from) / step);
+    strides[axis] *= step;
+  });
+  return gather(values, sizes, strides, start);
+}
+
+function concatenate({axis}, ...inputs) {
+  const {shape} = inputs[0];
+  const blocks = product(shape.slice(0, axis));
+  const length = inputs.reduce((sum, input) => sum + input.shape[axis], 0);
+  const result = newTensor(shape.map((size, each) => (each === axis ? length : size)));
+  let to = 0;
+  for (let block = 0; block < blocks; block++) {
     for (const {values} of inputs) {
-      result.values.set(values, at);
-      at += values.length;
+      const size = values.length / blocks;
+      result.values.set(values.subarray(block * size, (block + 1) * size), to);
+      to += size;
     }
-    return result;
+  }
+  return result;
+}
+
+const sumPool = pooling(0, (a, b) => a + b);
+
+const OPERATORS = {
+  Add: binary((a, b) => a + b),
+  Sub: binary((a, b) => a - b),
+  Mul: binary((a, b) => a * b),
+  Div: binary((a, b) => a / b),
+  Pow: binary(Math.pow),
+  Max: binary(Math.max),
+  Min: binary(Math.min),
+  Clip: (node, input, least, most) => unary((value) => Math.min(most?.values[0] ?? Infinity,
+    Math.max(least?.values[0] ?? -Infinity, value)))(node, input),
+  Relu: unary((value) => (value > 0 ? value : 0)),
+  LeakyRelu: unary((value, {alpha}) => (value > 0 ? value : alpha * value)),
+  Sigmoid: unary((value) => 1 / (1 + Math.exp(-value))),
+  Tanh: unary(Math.tanh),
+  Exp: unary(Math.exp),
+  ReduceSum: reduction(0, (a, b) => a + b),
+  ReduceMean(node, input) {
+    const sums = OPERATORS.ReduceSum(node, input);
+    const count = input.values.length / sums.values.length;
+    return unary((sum) => sum / count)(node, sums);
   },
+  ReduceMax: reduction(-Infinity, Math.max),
+  ReduceMin: reduction(Infinity, Math.min),
+  GlobalAveragePool: (node, input) => OPERATORS.ReduceMean({axes: [2, 3]}, input),
+  LogSoftmax({axis}, input) {
+    const axes = {axes: [axis]};
+    const shifted = OPERATORS.Sub({}, input, OPERATORS.ReduceMax(axes, input));
+    const sums = OPERATORS.ReduceSum(axes, OPERATORS.Exp({}, shifted));
+    return OPERATORS.Sub({}, shifted, unary(Math.log)({}, sums));
+  },
+  BatchNormalization({epsilon}, {shape, values}, scale, bias, mean, variance) { // not after a Conv
+    const inner = product(shape.slice(2));
+    return {shape, values: values.map((value, at) => {
+      const channel = Math.floor(at / inner) % shape[1];
+      const factor = scale.values[channel] / Math.sqrt(variance.values[channel] + epsilon);
+      return (value - mean.values[channel]) * factor + bias.values[channel];
+    })};
+  },
+  Conv: convolve,
+  MaxPool: pooling(-Infinity, Math.max),
+  AveragePool(node, input) { // the mean of what is inside
+    const inside = newTensor([1, 1, ...input.shape.slice(2)], 1);
+    return OPERATORS.Div({}, sumPool(node, input), sumPool(node, inside));
+  },
+  GridSample: gridSample,
+  Gemm: multiply,
+  MatMul: multiply,
+  Pad: pad,
+  Slice: slice,
+  Concat: concatenate,
+  Transpose: transpose,
+  Reshape: ({shape}, {values}) => ({shape, values}),
 };
 
-/** Maps after all layers; each reads those `of` others. `watch`, if given, sees them after each. */
-function runLayers(layers, input, watch) {
-  const outputs = [input];
-  for (const layer of layers) {
-    const maps = RUN[layer.kind](layer, ...layer.of.map((place) => outputs[place]));
-    outputs.push(maps);
-    watch?.(layer, maps);
-  }
-  return outputs.at(-1);
+/** A network with the values of its constants decoded. */
+function unpacked(network) {
+  return {...network, constants: network.constants.map(({shape, values}) => (
+    {shape, values: typeof values === "string" ? decoded(values, Float32Array) : values}))};
 }
 
-/** The ten probabilities that a network gives an image, 28 x 28 from 0 to 255. */
+/** The ten probabilities of an image, 28 x 28 from 0 to 255. `watch` sees (node, output). */
 function probabilities(network, image, watch) {
-  const input = newMaps(1, SIZE, SIZE);
-  image.forEach((value, at) => (input.values[at] = (value / 255 - DATA.mean) / DATA.deviation));
-  const logits = runLayers(network.layers, input, watch).values;
-  const most = Math.max(...logits);
-  const parts = Array.from(logits, (logit) => Math.exp(logit - most));
-  const sum = parts.reduce((a, b) => a + b);
-  return parts.map((part) => part / sum);
+  const pixels = Float32Array.from(image, (value) => value / 255);
+  const tensors = [{shape: [1, 1, SIZE, SIZE], values: pixels}, ...network.constants];
+  for (const node of network.nodes) {
+    const inputs = node.inputs.map((place) => tensors[place]);
+    tensors.push(OPERATORS[node.op](node, ...inputs));
+    watch?.(node, tensors.at(-1));
+  }
+  const logs = OPERATORS.LogSoftmax({axis: 1}, tensors[network.logits]);
+  return Array.from(logs.values, Math.exp);
 }
 
+// --------------------------------------------------------------------- the state of the page
 
-// ------------------------------------------------------------------------ what is on paper
-
-const NETWORKS = DATA.networks.map((entry) => ({...entry, layers: unpacked(entry.layers)}));
+const NETWORKS = DATA.networks.map(unpacked);
 const SAMPLES = DATA.samples.map(
   ({digit, pixels}) => ({digit, image: decoded(pixels, Uint8Array)}));
 
 const find = (id) => document.getElementById(id);
-// The latest attempt that has the accuracy of the challenge.
+// The last network that meets the challenge's accuracy.
 let network = NETWORKS.findLast((entry) => entry.accuracy >= 99.4) ?? NETWORKS.at(-1);
-// All that was done: strokes (lists of points), samples ({digit, image}), and null for a clearing.
+// Strokes (lists of points), samples ({digit, image}) and nulls (clearings), in order, for undo.
 const past = [];
 
-/** What there is on the paper: {image} of a sample, or {strokes}, which take the place of one. */
+/** What is drawn: {image} of the last sample, or the {strokes} since it. */
 function picture() {
   const start = past.findLastIndex((entry) => !Array.isArray(entry));
   if (start >= 0 && past[start] && start === past.length - 1) return {image: past[start].image};
   return {strokes: past.slice(start + 1)};
 }
 
-
-// ------------------------------------------------------------------------- what is shown
+// ---------------------------------------------------------------------------- the display
 
 const SHOWN_LAYERS = 3;
-let colours; // from paper to most, 256 of them, as canvases have them in memory
-let asked = false;
+const SHOWN_MAPS = 8;
+let colours; // 256 of them, from 0 to the maximum, as RGBA in memory
+let requested = false;
 let speaking;
 
-/** Read the colours of maps from the style, which knows whether it is day. */
+/** Read the colours of feature maps from the style: they differ in dark mode. */
 function readColours() {
   const style = getComputedStyle(document.documentElement);
   const stops = [0, 1, 2].map((number) =>
-    style.getPropertyValue(`--map${number}`).match(/[0-9a-f]{2}/gi).map((part) => parseInt(part, 16)));
+    style.getPropertyValue(`--map${number}`).match(/[0-9a-f]{2}/gi).map((x) => parseInt(x, 16)));
   const bytes = new Uint8ClampedArray(4 * 256).fill(255); // red, green, blue, opacity
   for (let level = 0; level < 256; level++) {
     const [from, to] = level < 128 ? [stops[0], stops[1]] : [stops[1], stops[2]];
@@ -437,7 +498,7 @@ function readColours() {
   colours = new Uint32Array(bytes.buffer);
 }
 
-/** Show values from 0 to `most`, row by row, on a canvas of that many pixels. */
+/** Paint values from 0 to `most`, row by row, one per pixel. */
 function paint(canvas, values, most) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
@@ -448,28 +509,22 @@ function paint(canvas, values, most) {
   context.putImageData(pixels, 0, 0);
 }
 
-/** The strokes, or the sample, on the drawing field. */
+/** Paint strokes or a sample on the drawing field. */
 function drawPad({strokes, image}) {
   const pad = find("pad");
   const context = pad.getContext("2d");
   const side = Math.round(pad.clientWidth * (window.devicePixelRatio || 1));
   if (pad.width !== side) pad.width = pad.height = side;
-  const ink = getComputedStyle(pad).color;
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, side, side);
-  context.fillStyle = context.strokeStyle = ink;
+  context.imageSmoothingEnabled = false;
+  if (image) context.drawImage(find("seen"), 0, 0, side, side);
+  context.strokeStyle = getComputedStyle(pad).color;
   context.lineCap = context.lineJoin = "round";
-  if (image) {
-    context.drawImage(enlarged(image), 0, 0, side, side);
-    context.globalCompositeOperation = "source-in";
-    context.fillRect(0, 0, side, side);
-    context.globalCompositeOperation = "source-over";
-    return;
-  }
   context.scale(side / FIELD, side / FIELD);
-  for (const stroke of strokes) {
+  for (const stroke of strokes ?? []) {
     const middle = (a, b) => [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
-    stroke.forEach((point, index) => { // a curve from middle to middle, as smooth as a hand
+    stroke.forEach((point, index) => { // curves from middle to middle are smooth
       const [before, after] = [stroke[index - 1] ?? point, stroke[index + 1] ?? point];
       context.lineWidth = point[2];
       context.beginPath();
@@ -482,79 +537,55 @@ function drawPad({strokes, image}) {
   }
 }
 
-/** A canvas with a sample eight times as large, its edges sharp and smooth. */
-function enlarged(image) {
-  const times = 8;
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = times * SIZE;
-  const context = canvas.getContext("2d");
-  const pixels = context.createImageData(canvas.width, canvas.height);
-  const at = (y, x) => (x < 0 || y < 0 || x >= SIZE || y >= SIZE ? 0 : image[y * SIZE + x] / 255);
-  for (let place = 0; place < canvas.width * canvas.height; place++) {
-    const y = (Math.floor(place / canvas.width) + 0.5) / times - 0.5;
-    const x = ((place % canvas.width) + 0.5) / times - 0.5;
-    const value = between(at, y, x);
-    pixels.data[4 * place + 3] = 255 * Math.min(1, Math.max(0, 4 * (value - 0.45) + 0.5));
-  }
-  context.putImageData(pixels, 0, 0);
-  return canvas;
-}
-
-/** One canvas for each map of the first layers: {height, width, canvases} for each layer. */
-let mapRows = [];
-function layOutMaps(shapes) {
-  const fits = (row, index) => row.shape === shapes[index].join();
-  if (mapRows.length === shapes.length && mapRows.every(fits)) return;
-  mapRows = shapes.map(([count, height, width]) => {
-    const canvases = Array.from({length: count}, () => {
-      const canvas = document.createElement("canvas");
-      [canvas.width, canvas.height] = [width, height];
-      return canvas;
-    });
-    return {shape: [count, height, width].join(), count, height, width, canvases};
-  });
-  find("maps").replaceChildren(...mapRows.map((row, index) => {
+/** Room for the same number of maps of each layer, so that no network moves the layout. */
+function addMaps() {
+  find("maps").append(...Array.from({length: SHOWN_LAYERS}, () => {
     const figure = document.createElement("figure");
-    const caption = document.createElement("figcaption");
-    caption.textContent = `Layer ${index + 1}: ${row.count} maps of ${row.height} × ${row.width}`;
     const tiles = document.createElement("div");
     tiles.setAttribute("aria-hidden", "true");
-    tiles.style.setProperty("--across", Math.min(8, Math.ceil(row.count / 2)));
-    tiles.append(...row.canvases);
-    figure.append(caption, tiles);
+    tiles.append(...Array.from({length: SHOWN_MAPS}, () => document.createElement("canvas")));
+    figure.append(document.createElement("figcaption"), tiles);
     return figure;
   }));
 }
 
+/** Show maps (1, channels, height, width) in a figure; without maps, it is empty. */
+function showMaps({children: [caption, tiles]}, maps, drawn) {
+  const [, channels, height, width] = maps?.shape ?? [0, 0, 0, 0];
+  const count = Math.min(channels, SHOWN_MAPS);
+  const of = count < channels ? `${count} of ${channels}` : channels;
+  caption.textContent = maps ? `${of} maps, ${height} × ${width}` : "";
+  const area = height * width;
+  const most = maps?.values.reduce((a, b) => Math.max(a, b), 0.1);
+  [...tiles.children].forEach((canvas, map) => {
+    canvas.hidden = map >= count;
+    if (canvas.hidden) return;
+    [canvas.width, canvas.height] = [width, height];
+    paint(canvas, drawn ? maps.values.subarray(map * area, (map + 1) * area) : [], most);
+  });
+}
+
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
-/** Guess what is on the paper, and show all of it. */
-function guess() {
-  asked = false;
+/** Predict what is drawn, and show everything. */
+function update() {
+  requested = false;
   const drawn = picture();
   const image = drawn.image ?? toMnist(inkOf(drawn.strokes));
   const layers = [];
-  const guesses = probabilities(network, image ?? new Uint8Array(SIZE * SIZE), (layer, maps) => {
-    if (layer.kind === "relu" && !layer.copy) layers.push(maps); // of several, the first copy
+  const shares = probabilities(network, image ?? new Uint8Array(SIZE * SIZE), ({op}, output) => {
+    if (op === "Relu" && output.shape.length === 4) layers.push(output);
   });
-  const first = layers.slice(0, SHOWN_LAYERS);
-  drawPad(drawn);
+  const best = shares.indexOf(Math.max(...shares));
+  const unsure = image !== null && shares[best] < DATA.sure;
   paint(find("seen"), image ?? [], 255);
-  layOutMaps(first.map(({channels, height, width}) => [channels, height, width]));
-  first.forEach(({height, width, values}, index) => {
-    const most = values.reduce((a, b) => Math.max(a, b), 0.1);
-    mapRows[index].canvases.forEach((canvas, map) => {
-      const from = map * height * width;
-      paint(canvas, image ? values.subarray(from, from + height * width) : [], most);
-    });
-  });
-  const best = guesses.indexOf(Math.max(...guesses));
-  const [digit, hint] = [find("digit"), find("hint")];
-  digit.textContent = image ? best : "";
-  digit.style.opacity = image ? 0.7 + 0.3 * guesses[best] : 1; // paler while it is unsure
-  hint.hidden = Boolean(image) || drawn.strokes.length > 0;
+  drawPad(drawn);
+  [...find("maps").children].forEach((figure, at) => showMaps(figure, layers[at], image));
+  find("digit").textContent = image ? best : "";
+  find("says").classList.toggle("unsure", unsure);
+  find("hint").hidden = Boolean(image) || drawn.strokes.length > 0;
   [...find("bars").children].forEach((row, index) => {
-    const share = image ? guesses[index] : 0;
+    const share = image ? shares[index] : 0;
     row.classList.toggle("best", image !== null && index === best);
     row.style.setProperty("--share", share);
     const [exact, rounded] = row.lastElementChild.children;
@@ -563,42 +594,39 @@ function guess() {
   });
   clearTimeout(speaking);
   speaking = setTimeout(() => {
-    const words = `${hello ? "Example" : "Reads"} ${best}, ${percent(guesses[best])}`;
-    const said = image ? words : "Nothing drawn";
+    const words = `${example ? "Example" : "Prediction"}: ${best}, ${percent(shares[best])}`;
+    const said = image ? words + (unsure ? ", unsure" : "") : "Nothing drawn";
     if (find("spoken").textContent !== said) find("spoken").textContent = said;
   }, 700);
 }
 
-/** Guess before the next picture is shown: strokes move more often than screens change. */
-function ask() {
-  if (!asked) requestAnimationFrame(guess);
-  asked = true;
+/** Update before the next frame: strokes move more often than screens change. */
+function requestUpdate() {
+  if (!requested) requestAnimationFrame(update);
+  requested = true;
 }
 
 function showFacts() {
-  const bytes = 4 * network.parameters;
-  find("count").textContent = network.parameters.toLocaleString("en");
   find("parameters").textContent = network.parameters.toLocaleString("en");
-  find("size").textContent = `${Math.round(bytes / 1000)} kB`;
+  find("size").textContent = `${Math.round(network.parameters / 250)} kB`;
   find("accuracy").textContent = `${network.accuracy} %`;
 }
 
-
-// -------------------------------------------------------------------- what people can do
+// ------------------------------------------------------------------------------- the input
 
 function undo() {
-  stopHello();
+  removeExample();
   past.pop();
-  ask();
+  requestUpdate();
 }
 
 function clearAll() {
-  stopHello();
+  removeExample();
   if (past.length && past.at(-1) !== null) past.push(null);
-  ask();
+  requestUpdate();
 }
 
-/** Strokes by mouse, finger or pen; only a pen's pressure is to be trusted. */
+/** Strokes by mouse, finger or pen; only a pen reports a pressure. */
 function listenToPad() {
   const pad = find("pad");
   let [pointer, stroke] = [null, null];
@@ -613,22 +641,22 @@ function listenToPad() {
   };
   pad.addEventListener("pointerdown", (event) => {
     if (pointer !== null || event.button !== 0) return;
-    stopHello();
+    removeExample();
     pointer = event.pointerId;
     pad.setPointerCapture(pointer);
     stroke = [point(event)];
     past.push(stroke);
-    ask();
+    requestUpdate();
   });
   pad.addEventListener("pointermove", (event) => {
-    if (event.pointerId === pointer && !(event.buttons & 1)) pointer = null; // let go elsewhere
+    if (event.pointerId === pointer && !(event.buttons & 1)) pointer = null; // released elsewhere
     if (event.pointerId !== pointer || past.at(-1) !== stroke) return; // undone meanwhile
     const events = event.getCoalescedEvents?.() ?? [];
     for (const next of (events.length ? events : [event]).map(point)) {
-      const last = stroke.at(-1); // a fast mouse sends more points than can be told apart
+      const last = stroke.at(-1); // a mouse sends more points than are needed
       if (Math.hypot(...next.map((value, axis) => value - last[axis])) >= 0.4) stroke.push(next);
     }
-    ask();
+    requestUpdate();
   });
   for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
     pad.addEventListener(end, (event) => {
@@ -646,9 +674,9 @@ function addSamples() {
     canvas.width = canvas.height = SIZE;
     button.append(canvas);
     button.addEventListener("click", () => {
-      stopHello();
+      removeExample();
       past.push(sample);
-      ask();
+      requestUpdate();
     });
     return button;
   }));
@@ -662,7 +690,7 @@ function addNetworks() {
     input.addEventListener("change", () => {
       network = entry;
       showFacts();
-      ask();
+      requestUpdate();
     });
     const text = document.createElement("span");
     text.textContent = entry.name.replace("model", "");
@@ -681,57 +709,27 @@ function addBars() {
   }
 }
 
-/** Colours, and with them all that is shown. */
+/** Repaint everything in the colours of the style. */
 function repaint() {
   readColours();
   SAMPLES.forEach(({image}, index) => {
     paint(find("samples").children[index].firstChild, image, 255);
   });
-  ask();
+  requestUpdate();
 }
 
-// A digit that writes itself when the page opens, until somebody draws.
-const HELLO = [[33, 34], [43, 24], [59, 21], [72, 29], [72, 42], [61, 52], [49, 54], [63, 56],
-  [77, 66], [77, 81], [65, 92], [48, 93], [33, 84]];
-let hello = null;
+// What is drawn when the page opens, until somebody draws.
+const EXAMPLE = [[33, 34], [43, 24], [59, 21], [72, 29], [72, 42], [61, 52], [49, 54], [63, 56],
+  [77, 66], [77, 81], [65, 92], [48, 93], [33, 84]].map((place) => [...place, PEN]);
+let example = true;
 
-/** Points on a smooth curve through some (Catmull and Rom, 1974). */
-function curve(points) {
-  const result = [];
-  for (let at = 0; at < points.length - 1; at++) {
-    const [a, b, c, d] = [-1, 0, 1, 2].map(
-      (step) => points[Math.min(points.length - 1, Math.max(0, at + step))]);
-    for (let t = 0; t < 1; t += 0.1) {
-      result.push([0, 1].map((axis) => b[axis] + 0.5 * t * (c[axis] - a[axis]
-        + t * (2 * a[axis] - 5 * b[axis] + 4 * c[axis] - d[axis]
-        + t * (3 * (b[axis] - c[axis]) + d[axis] - a[axis])))).concat(PEN));
-    }
-  }
-  return result;
-}
-
-function sayHello() {
-  const points = curve(HELLO);
-  const start = performance.now() + 400;
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  past.push([]);
-  hello = (now) => {
-    if (!hello) return;
-    const share = still ? 1 : Math.min(1, Math.max(0, (now - start) / 1100));
-    past[0] = points.slice(0, Math.ceil(share * points.length));
-    ask();
-    if (share < 1) requestAnimationFrame(hello);
-  };
-  requestAnimationFrame(hello);
-}
-
-/** What wrote itself goes when somebody does something, as if it had not been there. */
-function stopHello() {
-  if (hello) past.length = 0;
-  hello = null;
+function removeExample() {
+  if (example) past.length = 0;
+  example = false;
 }
 
 addBars();
+addMaps();
 addNetworks();
 addSamples();
 listenToPad();
@@ -746,7 +744,7 @@ document.addEventListener("keydown", (event) => {
   (undoing ? undo : clearAll)();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-new ResizeObserver(ask).observe(find("pad"));
-addEventListener("resize", ask); // a browser's zoom changes the density alone
+new ResizeObserver(requestUpdate).observe(find("pad"));
+addEventListener("resize", requestUpdate); // zooming may change the pixel density only
+past.push(EXAMPLE);
 repaint();
-sayHello();
