@@ -34,7 +34,7 @@ SHEET = (0.03, 0.97)  # of the picture: smaller areas are ink, larger ones all o
 SOLID, SHARP = 0.85, 0.4  # a sheet: of the rectangle around it; of the contrast, at its edge
 RULING = 0.15  # of ink: less is not ruling
 RULING_LENGTH = 0.9  # of a side: what is straight so far is likely no stroke
-RULING_AREA, RULING_WIDTH = 0.06, 0.015  # of its length: with strokes that touch it, and without
+RULING_SLOPE = 0.06  # of ruling, at most
 PALE = 0.7  # of ink: paler ruling is subtracted, darker ruling erased
 GRID = 3  # lines: no digit has as many
 COARSE = DIGIT_HEIGHT / 3  # pixels: in smaller pictures a stroke may be as long as ruling
@@ -232,24 +232,18 @@ def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarr
 
 def find_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     """Finds level lines across nearly all of the ink (H, W): a mask (H, W), and their number."""
-    width = ink.shape[1]
-    mask = cv2.dilate((ink > RULING).astype(np.uint8), np.ones((3, 1)))
-    level = np.ones((1, min(max(3, width // 10), DIGIT_HEIGHT // 2)))  # longer than most strokes
-    runs = cv2.morphologyEx(mask, cv2.MORPH_OPEN, level)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(runs)
-    long = stats[:, cv2.CC_STAT_WIDTH] > RULING_LENGTH * width
-    lines, count = np.zeros(ink.shape, dtype=bool), 0
-    for number in np.flatnonzero(long & (stats[:, cv2.CC_STAT_AREA] < RULING_AREA * width**2)):
-        y, x = np.nonzero(labels == number)
-        on_line = np.ones(len(y), dtype=bool)
-        for _ in range(5):  # without the strokes that touch it
-            off = np.abs(y - np.polyval(np.polyfit(x[on_line], y[on_line], 2), x))
-            on_line = off <= max(1.5, 1.5 * np.median(off))
-        across = len(np.unique(x[on_line]))
-        if np.median(off) < RULING_WIDTH * width and across > RULING_LENGTH * width:
-            lines[y[on_line], x[on_line]] = True
-            count += 1
-    return lines, count
+    height, width = ink.shape
+    lines, rows = np.zeros(ink.shape, dtype=bool), np.arange(height)[:, None]
+    inked = cv2.dilate(ink, np.ones((3, 1))) > RULING  # faint where it passes from row to row
+    columns = np.arange(width)
+    some = columns[:: 1 + width // (2 * DIGIT_HEIGHT)]  # enough to find them
+    steepest, step = round(RULING_SLOPE * width), 2 + 2 * (width // (4 * DIGIT_HEIGHT))
+    for rise in range(-steepest, steepest + 1, step):
+        down = np.round(rise * (columns / width - 0.5)).astype(int)
+        on_line = inked[(rows + down[some]).clip(0, height - 1), some]
+        full = on_line.mean(axis=1) > RULING_LENGTH
+        lines[(rows[full] + down).clip(0, height - 1), columns] = True
+    return lines, ndimage.label(lines[:, width // 2])[1]
 
 
 def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
@@ -260,7 +254,9 @@ def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
         return ink, 0
     pale = 1.5 * np.median(ink[lines & (ink > RULING / 2)])  # strokes are darker
     darker = (ink - pale).clip(0) / (1 - pale) if pale < PALE else 0
-    closed = cv2.morphologyEx(np.where(lines, 0, ink), cv2.MORPH_CLOSE, np.ones((7, 7)))
+    width = lines.sum() / max(1, below * ink.shape[1] + beside * ink.shape[0])
+    gap = np.ones((2 * round(width) + 5,) * 2)
+    closed = cv2.morphologyEx(np.where(lines, 0, ink), cv2.MORPH_CLOSE, gap)
     strokes = np.maximum(darker, np.minimum(closed, ink))  # where they cross lines
     return np.where(lines, strokes, ink), below + beside
 
@@ -417,7 +413,7 @@ def find_lines(parts: list[Part]) -> list[list[Part]]:
 def fit(line: list[Part]) -> tuple[float, float]:
     """Fits a straight line to the middles of parts: slope, and height at 0; level for two."""
     x, y = np.array([part.centre for part in line]).T
-    return tuple(np.polyfit(x, y, 1)) if len(line) > 2 else (0.0, y[-1])
+    return tuple(np.polyfit(x, y, 1)) if len(line) > 2 and np.ptp(x) > 1 else (0.0, y[-1])
 
 
 def rise(line: list[Part], part: Part) -> float:

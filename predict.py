@@ -69,8 +69,8 @@ NEAR, SMALL_NEAR = 0.12, 0.25  # heights: the largest gap between parts of a dig
 AREA_COST = {Area.ALL: 0.0, Area.EDGE: -0.02, Area.LIGHT: 0.01, Area.DARK: 0.02}
 UNRULED_COST = 0.04  # ruling that was removed
 EDGE_COST = 0.2  # parts left out at the edges, for the ink of a digit
-PIECE_COST, MOST_PIECES = 0.08, 6  # one digit of several tall parts: each further one
-SEVERAL_COST, LONE_COST = 0.06, 0.05  # several digits, by their number, and of a single part
+PIECE_COST, MOST_PIECES = 0.05, 6  # one digit of several tall parts: each further one
+SEVERAL_COST, LONE_COST = 0.14, 0.05  # several digits, by their number, and of a single part
 
 # -------------------------------------------------------------------- parts to MNIST's images
 
