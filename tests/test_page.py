@@ -170,7 +170,7 @@ def test_operators_agree_with_pytorch(opened: Browser, mnist: Digits, tmp_path: 
 
 def nearest(images: Tensor) -> Tensor:
     """A grid that is sampled without interpolation."""
-    grid = images.expand(-1, 2, -1, -1).permute(0, 2, 3, 1)
+    grid = torch.cat([images, images], dim=1).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, "nearest", align_corners=False)
 
 
@@ -269,7 +269,7 @@ def test_low_confidence_is_marked_unsure(opened: Browser) -> None:
     script = "DATA.sure = arguments[0]; requestUpdate()"
     answer = opened.find_element(By.CSS_SELECTOR, ".answer span")
     draw(opened, strokes_of(1))
-    for threshold, unsure in ((predict.SURE, False), (1.01, True)):
+    for threshold, unsure in ((build.threshold(), False), (1.01, True)):
         opened.execute_script(script, threshold)
         assert shown(opened) == "1" and answer.is_displayed() == unsure
     opened.execute_script("clearAll()")
