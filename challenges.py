@@ -49,15 +49,15 @@ class Challenge:
     counted: Counted = Counted.LAST_FIVE
     parts: tuple[Part, ...] = ()
 
-    def counts(self, accuracies: list[float]) -> list[float]:
-        """The accuracies that count, of those of all epochs."""
-        epochs = {
-            Counted.LAST_FIVE: slice(-5, None),
-            Counted.LAST: slice(-1, None),
-            Counted.ANY: slice(None),
-            Counted.FIRST: slice(1),
-        }
-        return accuracies[epochs[self.counted]]
+    def counted_accuracies(self, accuracies: list[float]) -> list[float]:
+        """Selects the accuracies of the epochs that count."""
+        if self.counted is Counted.LAST_FIVE:
+            return accuracies[-5:]
+        if self.counted is Counted.LAST:
+            return accuracies[-1:]
+        if self.counted is Counted.FIRST:
+            return accuracies[:1]
+        return accuracies
 
     def reached(self, accuracies: list[float]) -> bool:
         """Whether the accuracies (%) of all epochs of a run are enough."""
@@ -77,9 +77,7 @@ class Challenge:
             result[text] = self.epochs.allows(count)
         text = f"{self.accuracy} % or more in {self.counted.value}"
         if self.counted is Counted.LAST_FIVE:
-            number = sum(
-                accuracy >= self.accuracy for accuracy in self.counted_accuracies(accuracies)
-            )
+            number = sum(accuracy >= self.accuracy for accuracy in accuracies[-5:])
             text = f"{number} of the last five epochs at {self.accuracy} % or more"
         return result | {text: self.reached(accuracies)}
 
