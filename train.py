@@ -263,14 +263,14 @@ def build_trainer(
     device, recipe = select_device(device_name), experiment.recipe
     torch.manual_seed(experiment.seed)
     model = get_model(experiment.model, **experiment.sizes)
-    loader, test_loader = build_loaders(experiment, device, data_dir, dry_run)
 
     def trainer_on(where: torch.device) -> Trainer:
         return Trainer(to_device(copy.deepcopy(model), where), recipe, len(loader))
 
     if device.type == "mps":
+        loader, _ = build_loaders(experiment, torch.device("cpu"), data_dir, dry_run)
         device = verified(device, device_name, trainer_on, next(iter(loader)))
-        loader, test_loader = build_loaders(experiment, device, data_dir, dry_run)
+    loader, test_loader = build_loaders(experiment, device, data_dir, dry_run)
     return trainer_on(device), loader, test_loader
 
 
