@@ -212,6 +212,6 @@ def test_the_options_of_a_run_make_its_experiment(monkeypatch) -> None:
     asked.append(Experiment("model4", STRONG, 1, sizes={"stem": (4, 5), "width": 9}))
     assert asked[-1].network == "model4-stem4,5-width9"
     for one in asked:
-        args = train.options().parse_args(study.options_of(one, "8k"))
+        args = train.build_parser().parse_args(study.options_of(one, "8k"))
         recipe = study.RECIPES[args.recipe].changed(args.settings)
         assert Experiment(args.model, recipe, args.seed, args.holdout, sizes_of(args.sizes)) == one
