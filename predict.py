@@ -55,8 +55,8 @@ DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 THIN, THICKENED = 0.04, 0.09  # width of a stroke in the longer side of its digit
 # Fitted to rows, pages and single digits of training images, and to what is no digit.
 CONFIDENCE = 1.34, 6.1, 0.78, -2.9  # of logit of the least probability, -cost, log(digits), 1
-SURE_READING = 0.55  # confidence: less is unsure
-SURE = 0.93  # probability of a digit, the same for one alone
+SURE_READING = 0.6  # confidence: less is unsure
+SURE = 0.94  # probability of a digit, the same for one alone
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
 # Costs are in units of a negative log-likelihood: of a digit in a line, ...

@@ -77,7 +77,7 @@ def test_several_digits_are_printed_line_by_line(tmp_path: Path, capsys) -> None
     picture.save(path)
     (row,) = output([path], capsys)
     assert digits(row) == "".join(rows) and row["lines"] == rows and row["sure"]
-    assert 0.55 < row["confidence"] <= 1
+    assert predict.SURE_READING < row["confidence"] <= 1
     left, top, right, bottom = np.array(row["digits"][2]["box"]) * (2 * picture.size)  # the 4
     assert left == pytest.approx(30, abs=3) and top == pytest.approx(30 + 96, abs=8)
     assert right < 100 and bottom == pytest.approx(top + 60, abs=5)
