@@ -1,4 +1,4 @@
-"""The challenges: what a network has to attain, and whether a run attained it.
+"""The challenges: their requirements, and whether a run meets them.
 
 A challenge of your own is one more line in CHALLENGES; every script finds it.
 """
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Limit(NamedTuple):
-    """An upper limit that is allowed itself ("at most") or not ("fewer than")."""
+    """An upper limit, inclusive ("at most") or exclusive ("fewer than")."""
 
     value: int
     inclusive: bool = True
@@ -40,7 +40,7 @@ class Part(Enum):
 
 @dataclass(frozen=True)
 class Challenge:
-    """What a network has to attain; `accuracy` is in % of the test set, and at least that."""
+    """The requirements; `accuracy` is the minimum test accuracy in %."""
 
     name: str
     parameters: Limit
@@ -49,22 +49,22 @@ class Challenge:
     counted: Counted = Counted.LAST_FIVE
     parts: tuple[Part, ...] = ()
 
-    def counts(self, accuracies: list[float]) -> list[float]:
-        """The accuracies that count, of those of all epochs."""
-        epochs = {
-            Counted.LAST_FIVE: slice(-5, None),
-            Counted.LAST: slice(-1, None),
-            Counted.ANY: slice(None),
-            Counted.FIRST: slice(1),
-        }
-        return accuracies[epochs[self.counted]]
+    def counted_accuracies(self, accuracies: list[float]) -> list[float]:
+        """Selects the accuracies of the epochs that count."""
+        if self.counted is Counted.LAST_FIVE:
+            return accuracies[-5:]
+        if self.counted is Counted.LAST:
+            return accuracies[-1:]
+        if self.counted is Counted.FIRST:
+            return accuracies[:1]
+        return accuracies
 
     def reached(self, accuracies: list[float]) -> bool:
         """Whether the accuracies (%) of all epochs of a run are enough."""
-        reached = [accuracy >= self.accuracy for accuracy in self.counts(accuracies)]
+        passed = [accuracy >= self.accuracy for accuracy in self.counted_accuracies(accuracies)]
         if self.counted is Counted.LAST_FIVE:
-            return len(reached) == 5 and all(reached)
-        return any(reached)
+            return len(passed) == 5 and all(passed)
+        return any(passed)
 
     def checks(self, parameters: int, accuracies: list[float]) -> dict[str, bool]:
         """Each requirement, with what a run has of it, and whether that is enough."""
@@ -77,7 +77,7 @@ class Challenge:
             result[text] = self.epochs.allows(count)
         text = f"{self.accuracy} % or more in {self.counted.value}"
         if self.counted is Counted.LAST_FIVE:
-            number = sum(accuracy >= self.accuracy for accuracy in self.counts(accuracies))
+            number = sum(accuracy >= self.accuracy for accuracy in accuracies[-5:])
             text = f"{number} of the last five epochs at {self.accuracy} % or more"
         return result | {text: self.reached(accuracies)}
 
@@ -97,7 +97,7 @@ CHALLENGES = {
 def verdict(
     challenge: Challenge, parameters: int, records: list[dict[str, Any]], holdout: int
 ) -> str:
-    """Whether a run meets the challenge, requirement by requirement. The last epoch is the result.
+    """Says whether a run meets the challenge, with a line per requirement.
 
     `records` are those of its epochs. On a validation split there is no verdict.
     """

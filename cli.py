@@ -13,6 +13,10 @@ class UsageError(Exception):
     """Bad arguments or files: one line that says what is wrong and what to do. Exit code 2."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received; handled like Ctrl-C."""
+
+
 class RunError(Exception):
     """The run cannot continue: one line that says why and what to do. Exit code 1."""
 
@@ -21,8 +25,8 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser with one-line errors, whose --help keeps the lines of the docstring."""
 
     def __init__(self, prog: str, description: str | None, **options: Any) -> None:
-        with contextlib.suppress(AttributeError):  # streams of a notebook
-            for stream in (sys.stdout, sys.stderr):  # whose encoding may lack a character
+        with contextlib.suppress(AttributeError):  # notebook streams have no reconfigure()
+            for stream in (sys.stdout, sys.stderr):  # replace what the encoding lacks
                 stream.reconfigure(errors="replace")
         style = argparse.RawDescriptionHelpFormatter
         super().__init__(
@@ -45,10 +49,10 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def exit_code(prog: str, command: Callable[..., int | None], *arguments: Any) -> int:
-    """Calls `command`: 0 or what it returns, 1 or 2 for errors, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Calls `command` and returns an exit code: 0, 1 or 2 for errors, 130 or 143 for signals."""
 
     def stop(signum: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt(signum)
+        raise Terminated
 
     signal.signal(signal.SIGTERM, stop)
     if hasattr(signal, "SIGPIPE"):
@@ -56,16 +60,18 @@ def exit_code(prog: str, command: Callable[..., int | None], *arguments: Any) ->
     try:
         return command(*arguments) or 0
     except (UsageError, RunError) as error:
-        if error.__cause__:  # raised by the user's own code, which keeps its file and line
+        if error.__cause__:  # an error in a model file
             traceback.print_exception(error.__cause__)
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:  # a path that was given and cannot be used
-        print(f"{prog}: error: {error}; name another place", file=sys.stderr)
+        print(f"{prog}: error: {error}; choose another path", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:  # a package that only some tools need
         what = f"{error.name} is not installed; run pip install -r requirements-dev.txt"
         print(f"{prog}: error: {what}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interrupt:
-        return 143 if interrupt.args else 130
+    except Terminated:
+        return 143
+    except KeyboardInterrupt:
+        return 130

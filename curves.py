@@ -7,7 +7,7 @@ if TYPE_CHECKING:  # its import takes half a second, and is needed at the end of
     from matplotlib.figure import Figure
 
 
-COLUMNS = (  # title, key in a record, format; "Test" is "Val" with a validation split
+COLUMNS = (  # title, as long as the column is wide; key in a record; format
     ("Epoch", "epoch", "d"),
     ("Train Acc (%)", "train_acc", ".2f"),
     ("    LR", "lr", ".4f"),
@@ -54,8 +54,8 @@ def plot_curves(records: list[dict[str, Any]], split: str, title: str, target: f
         axes[name].set_ylabel(unit)
     axes["acc"].axhline(target, color="C1", linewidth=1, label=f"{target} %")
     # The first two epochs lie far below the range of interest.
-    lowest = min(*(run["acc"][2:] or run["acc"]), target)
-    axes["acc"].set_ylim(lowest - (100 - lowest), 100)
+    margin = 100 - min(*(run["acc"][2:] or run["acc"]), target)
+    axes["acc"].set_ylim(100 - 2 * margin, 100)
     axes["lr"].plot(epochs, run["lr"], color="C2", marker=".")
     axes["lr"].set(ylabel="learning rate", ylim=(0, None))
     for axis in axes.values():

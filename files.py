@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running code they may hold."""
+"""Atomic writes, and safe loading of weights."""
 
 import contextlib
 import io
@@ -24,15 +24,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; what was there is intact") from None
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; the previous file is unchanged"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def regular_file(path: Path) -> Path:
-    """Returns `path`; UsageError for a pipe or a device, which may never end."""
-    with contextlib.suppress(OSError):  # reported by whoever opens it
+    """Returns `path`; UsageError for a pipe or a device, which may never end. A folder passes."""
+    with contextlib.suppress(OSError):  # reported by open()
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UsageError(f"{path} is a pipe or a device; name a file")
     return path
@@ -52,7 +54,7 @@ def read_state(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # torch.load verifies no checksum
                 raise UsageError(f"{path} is damaged; nothing was loaded")
-        with warnings.catch_warnings(action="ignore"):  # torch warns of what it then refuses
+        with warnings.catch_warnings(action="ignore"):  # torch.load warns before it raises
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
@@ -62,8 +64,8 @@ def read_state(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         reason = "holds a pickled object, such as a whole model; save its state_dict() instead"
         raise UsageError(f"{path} {reason}") from None
-    except (RuntimeError, ValueError, KeyError, EOFError):  # an archive of something else
-        raise UsageError(f"{path} is damaged, or no file of weights; nothing was loaded") from None
+    except (RuntimeError, ValueError, KeyError, EOFError):  # a zip file without weights
+        raise UsageError(f"{path} is damaged, or not a weights file; nothing was loaded") from None
     if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
         raise UsageError(
             f"{path} holds no state_dict(), but an object of type {type(state).__name__}"

@@ -10,7 +10,7 @@ dependencies = ["torch"]
 
 def _entry_point(path):
     def load(pretrained=True, **sizes):
-        """Images (N, 1, 28, 28), normalised by (0.1307, 0.3081), to logits (N, 10)."""
+        """Images (N, 1, 28, 28), normalized by (0.1307, 0.3081), to logits (N, 10)."""
         # From its file: a module of the same name may be another project's.
         spec = _util.spec_from_file_location(f"mnist_{path.stem}", path)
         module = _util.module_from_spec(spec)

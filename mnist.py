@@ -17,9 +17,10 @@ from files import regular_file
 
 DATA_DIR = Path(__file__).parent / "data"
 IMAGE_SIZE = 28  # pixels, both ways
-MEAN, STD = 0.1307, 0.3081  # of the pixels of the 60,000 training images, in [0, 1]
-BLACK = -MEAN / STD  # a pixel of 0, normalised
-PARTS = ("train", "t10k")  # the training and the test set, in the names of the archives
+MEAN, STD = 0.1307, 0.3081  # of the training images, pixels in [0, 1]
+BLACK = -MEAN / STD  # a pixel of 0, normalized
+TRAIN_ARCHIVES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
+TEST_ARCHIVES = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 
 
 class Augmentation(NamedTuple):
@@ -40,8 +41,7 @@ def load_mnist(data_dir: str | Path, train: bool, download: bool = True) -> tupl
     not fit the others.
     """
     raw = Path(data_dir) / "MNIST" / "raw"
-    names = [f"{part}-{kind}-ubyte.gz" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
-    missing = [name for name in names if not (raw / name).exists()]
+    missing = [name for name in TRAIN_ARCHIVES + TEST_ARCHIVES if not (raw / name).exists()]
     if missing and download and not [*raw.glob("*-ubyte*")]:
         download_mnist(data_dir)
     elif missing:
@@ -52,7 +52,7 @@ def load_mnist(data_dir: str | Path, train: bool, download: bool = True) -> tupl
             else "a dry run downloads nothing"
         )
         raise UsageError(f"--data-dir {data_dir}: {what}; {why}")
-    paths = [raw / name for name in names[0 if train else 2 :][:2]]
+    paths = [raw / name for name in (TRAIN_ARCHIVES if train else TEST_ARCHIVES)]
     try:
         images, labels = map(read_archive, paths)
     except OSError as error:
@@ -77,15 +77,15 @@ def download_mnist(data_dir: str | Path) -> None:
 
 def check_dataset(paths: list[Path], images: Tensor, labels: Tensor) -> None:
     """UsageError unless there is a label from 0 to 9 for each image of 28 x 28 pixels."""
-    of_images, of_labels = paths
+    images_path, labels_path = paths
     if images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or len(images) == 0:
         shape = " x ".join(map(str, images.shape))
-        raise UsageError(f"{of_images} holds {shape} numbers; N x 28 x 28 are needed")
+        raise UsageError(f"{images_path} holds {shape} numbers; N x 28 x 28 are needed")
     if labels.shape != images.shape[:1]:
         shape = " x ".join(map(str, labels.shape))
-        raise UsageError(f"{of_labels} holds {shape} labels for {len(images)} images")
+        raise UsageError(f"{labels_path} holds {shape} labels for {len(images)} images")
     if labels.max() > 9:
-        raise UsageError(f"{of_labels} holds a label {labels.max()}; the digits are 0 to 9")
+        raise UsageError(f"{labels_path} holds a label {labels.max()}; the digits are 0 to 9")
 
 
 def read_archive(path: Path) -> Tensor:
@@ -145,7 +145,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
-    """A 32-bit seed for an epoch of a run; torch's CPU generator takes no more bits.
+    """A 32-bit seed for an epoch of a run; torch's CPU generator uses only 32 bits.
 
     `stream` separates independent draws: 0 the batches, 1 the network's dropout.
     """
@@ -155,9 +155,10 @@ def mix_seed(seed: int, epoch: int, stream: int = 0) -> int:
 class Loader:
     """Batches of (images, labels) from a dataset that stays on its device as uint8.
 
-    Without an augmentation: every image, in order. With one: shuffled and augmented, by draws that
-    are a pure function of (seed, epoch) and made on the CPU, so that every device gets the same
-    batches and no epoch depends on an earlier one. `epoch` is set by the caller.
+    Without an augmentation, it yields every image in order. With one, images are shuffled and
+    augmented: the random numbers depend only on (seed, epoch) and are drawn on the CPU, so that
+    every device gets the same batches, and no epoch depends on an earlier one. The caller sets
+    `epoch`.
     """
 
     def __init__(
@@ -179,11 +180,15 @@ class Loader:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, 1, 28, 28), float32 and normalised, and labels (B,)."""
-        if self.augmentation:
+        """Images (B, 1, 28, 28), float32 and normalized, and labels (B,)."""
+        if self.augmentation is not None:
             return self.augmented_batches(self.augmentation)
-        batches = zip(self.images.split(self.sizes), self.labels.split(self.sizes))
-        return ((normalize(images.float().div_(255)), labels) for images, labels in batches)
+        return self.plain_batches()
+
+    def plain_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image, in order."""
+        for images, labels in zip(self.images.split(self.sizes), self.labels.split(self.sizes)):
+            yield normalize(images.float().div_(255)), labels
 
     def augmented_batches(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `epoch`, shuffled and augmented."""
@@ -208,10 +213,11 @@ class AverageOfViews(nn.Module):
         super().__init__()
         self.model = model
         turn, zoom = math.radians(6), 1.07
-        angle = torch.tensor([-turn, turn, 0, 0, 0, 0, 0, 0])
-        scale = torch.tensor([1, 1, 1 / zoom, zoom, 1, 1, 1, 1])
-        shift_x = torch.tensor([0.0, 0, 0, 0, -1, 1, 0, 0])
-        shift_y = torch.tensor([0.0, 0, 0, 0, 0, 0, -1, 1])
+        views = [  # rotation (radians), scale, shift along x and along y (pixels)
+            *((-turn, 1, 0, 0), (turn, 1, 0, 0), (0, 1 / zoom, 0, 0), (0, zoom, 0, 0)),
+            *((0, 1, -1, 0), (0, 1, 1, 0), (0, 1, 0, -1), (0, 1, 0, 1)),
+        ]
+        angle, scale, shift_x, shift_y = torch.tensor(views).T
         transforms = affine_matrices(angle, scale, torch.zeros(8), shift_x, shift_y)
         self.register_buffer("transforms", transforms)
 
@@ -220,6 +226,7 @@ class AverageOfViews(nn.Module):
         probabilities = [self.model(images).softmax(dim=1)]
         for transform in self.transforms:
             transforms = transform.expand(len(images), 2, 3)
-            view = augment(images - BLACK, transforms, "bilinear") + BLACK  # zeros come in as black
+            # The zero padding of grid_sample is black if black is 0.
+            view = augment(images - BLACK, transforms, "bilinear") + BLACK
             probabilities.append(self.model(view).softmax(dim=1))
         return torch.stack(probabilities).mean(dim=0).log()

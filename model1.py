@@ -55,5 +55,5 @@ class Model_1(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 1, 28, 28), normalised, to logits (N, 10)."""
+        """Images (N, 1, 28, 28), normalized, to logits (N, 10)."""
         return self.head(self.block2(self.transition(self.block1(images))))

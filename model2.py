@@ -54,6 +54,6 @@ class Model_2(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 1, 28, 28), normalised, to logits (N, 10)."""
+        """Images (N, 1, 28, 28), normalized, to logits (N, 10)."""
         features = self.transition1(self.block1(images))
         return self.head(self.transition2(self.block2(features)))

@@ -11,8 +11,8 @@ Analysis  What helps a network this small costs no parameter. An image is deskew
           residual block: its filters are shared, each pass has two BatchNorms of its own, of which
           the second learns a bias. The classifier has ten fixed cosines as weights. 612 numbers
           are fixed (72 of filters, 540 of cosines) and not among the 3,683 parameters.
-          Four views at test time, of two rotations and two sizes, gain as much as two views in
-          training did, which took nearly twice the time.
+          Four views at test time, of two rotations and two sizes, gain as much as training on two
+          views did, which took nearly twice the time.
 """
 
 import copy
@@ -30,7 +30,7 @@ def deskew(images: Tensor, rotation: float, scale: float) -> Tensor:
     """Centres images (N, 1, S, S), removes their slant, then rotates (degrees) and scales them.
 
     The centre is that of mass. The slant is the slope of the regression of x on y over the ink:
-    cov(x, y) / (var(y) + 0.001), so that flat ink has none.
+    cov(x, y) / (var(y) + 0.001); the 0.001 gives a horizontal stroke a slant of 0.
     """
     background = images.amin(dim=(2, 3), keepdim=True)
     ink = images - background  # so that the zero padding of grid_sample is background
@@ -47,9 +47,10 @@ def deskew(images: Tensor, rotation: float, scale: float) -> Tensor:
     slant = mean((x - mean_x) * (y - mean_y)) / (mean((y - mean_y) ** 2) + 1e-3)
     angle = math.radians(rotation)
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    x, y = cos * x - sin * y, sin * x + cos * y  # (S, S)
-    from_x = x + slant * y + mean_x  # (N, 1, S, S): the input coordinates of each output pixel
-    grid = torch.cat([from_x, (y + mean_y).expand_as(from_x)], dim=1).permute(0, 2, 3, 1)
+    rotated_x, rotated_y = cos * x - sin * y, sin * x + cos * y  # (S, S)
+    from_x = rotated_x + slant * rotated_y + mean_x  # (N, 1, S, S): where each pixel comes from
+    from_y = (rotated_y + mean_y).expand_as(from_x)
+    grid = torch.cat([from_x, from_y], dim=1).permute(0, 2, 3, 1)
     return F.grid_sample(ink, grid, align_corners=False) + background
 
 
@@ -64,7 +65,7 @@ def gradient_filters() -> Tensor:
 class Model_5(nn.Module):
     """Images (N, 1, 28, 28) to logits (N, 10). 3,683 parameters, receptive field the whole image.
 
-    `width` is the number of channels of the block, at least 11: of 10, the last cosine is 0.
+    `width` is the number of channels of the block, at least 11: with 10, the last cosine is 0.
     Training has one view, the deskewed digit scaled by `scale`. At test time the logits of all
     `views` are averaged.
     """
@@ -80,7 +81,7 @@ class Model_5(nn.Module):
         self.pointwise = nn.Conv2d(width, width, 1, bias=False)
         self.between = nn.ModuleList(nn.BatchNorm2d(width, affine=False) for _ in range(5))
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(5))
-        for norm in self.norms:  # learns a bias alone, but some backends need a weight too
+        for norm in self.norms:  # only the bias is learned; the weight is fixed at 1
             del norm.weight
             norm.register_buffer("weight", torch.ones(width), persistent=False)
         # The classifier: orthogonal cosines, k + 1 half waves over the channels for digit k. One
@@ -92,7 +93,7 @@ class Model_5(nn.Module):
         self.bias = nn.Parameter(torch.zeros(10))
 
     def one_view(self) -> "Model_5":
-        """This network with the view of training at test time too; the weights are shared."""
+        """A copy without test-time augmentation, which shares the weights."""
         model = copy.copy(self)
         model.views = (self.training_view,)
         return model
@@ -112,7 +113,7 @@ class Model_5(nn.Module):
         """The logits (N, 10) of deskewed images (N, 1, 28, 28)."""
         rising = torch.relu(F.conv2d(images, self.gradients))
         features = torch.cat([rising, images[:, :, 1:-1, 1:-1]], dim=1)  # 9 x 26 x 26
-        # MaxPool2d(2, stride=1), which takes ten times as long for so few maps on a CPU.
+        # MaxPool2d(2, stride=1), but ten times as fast on a CPU with so few channels.
         features = torch.maximum(features[:, :, 1:], features[:, :, :-1])
         features = torch.maximum(features[..., 1:], features[..., :-1])  # 9 x 25 x 25
         # As in model4: the last row and column are repeated, then the mean halves the size.

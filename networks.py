@@ -29,7 +29,7 @@ def list_models() -> list[str]:
 def get_model(name: str, **sizes: Any) -> nn.Module:
     """Builds class Model_X of modelX.py, with `sizes` as its arguments, in training mode.
 
-    UsageError where file, class, arguments or logits are not as they must be. An error raised in
+    UsageError where file, class, arguments or logits are invalid. An error raised in
     the file itself is its cause, so that it is shown with its file and line.
     """
     if name not in list_models():
@@ -54,13 +54,13 @@ def get_model(name: str, **sizes: Any) -> nn.Module:
             f"{name}.py: images (2, 1, 28, 28) must give logits of shape (2, 10), not {found}"
         )
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if 0 in tensor.stride():  # an EMA cannot be written to memory that elements share
+        if 0 in tensor.stride():  # in-place updates fail on expanded tensors
             raise UsageError(f"{name}.py: {key} is an expanded tensor; register its .clone()")
     return model.train()
 
 
 def check_arguments(network_class: type, sizes: dict[str, Any]) -> None:
-    """UsageError where the class cannot be built with these arguments, and no others."""
+    """UsageError unless the class accepts exactly these arguments."""
     try:
         inspect.signature(network_class).bind(**sizes)
     except TypeError as error:
@@ -78,16 +78,16 @@ def summarize(model: nn.Module) -> str:
     """The layers of a network by torchsummary, and its parameters, each counted once."""
     count, printed = count_parameters(model), io.StringIO()
     with contextlib.suppress(Exception), contextlib.redirect_stdout(printed):
-        # A copy, since it changes the statistics of BatchNorm. Some layers are beyond it.
+        # A copy: torchsummary changes BatchNorm statistics. It fails on some layers.
         summary(copy.deepcopy(model).cpu(), (1, 28, 28), device="cpu")
     table = printed.getvalue()
     differs = "Total params" in table and f"Total params: {count:,}\n" not in table
-    why = "; the table counts shared layers at each use, and no parameters outside of layers"
+    why = "; the table counts shared layers at each use, and omits parameters outside of layers"
     return f"{table}{count:,} parameters, each counted once{why if differs else ''}"
 
 
 def load_model(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
-    """Loads the weights in `path`, a file or a run folder; returns the network's name, and it.
+    """Loads the weights in `path`, a file or a run folder; returns the model name and the model.
 
     Unless `name` is given, it is that of the run's config.json, or the stem of the file, or the
     first whose parameters the weights fit. UsageError when they fit none, or are not finite.
@@ -95,27 +95,36 @@ def load_model(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     with contextlib.suppress(OSError):  # a name that is too long: reported by read_state
         path = path / "weights.pt" if path.is_dir() else path
     state, config = read_state(path), {}
-    for key in ("model_state_dict", "state_dict"):  # where checkpoints often have their weights
+    for key in ("model_state_dict", "state_dict"):  # common keys of checkpoints
         state = state[key] if isinstance(state.get(key), dict) else state
     for prefix in ("module.", "_orig_mod.", "module."):  # of DataParallel and torch.compile
         consume_prefix_in_state_dict_if_present(state, prefix)
     with contextlib.suppress(OSError, ValueError, TypeError):
         config |= json.loads(regular_file(path.with_name("config.json")).read_text("utf-8"))
-    known = name or config.get("model") or (path.stem if path.stem in list_models() else None)
-    for candidate in [known] if known else list_models():
+    name = name or config.get("model") or (path.stem if path.stem in list_models() else None)
+    sizes = config.get("sizes") if isinstance(config.get("sizes"), dict) else {}
+    for candidate in [name] if name else list_models():
         try:
-            model = get_model(candidate, **(config.get("sizes") or {}))
-            model.load_state_dict(state)
+            model = get_model(candidate, **sizes)
         except UsageError:
-            if known:
+            if name:
                 raise
-            continue  # a broken file that is not meant
-        except Exception:  # load_state_dict raises half a dozen types for what does not fit
-            continue
-        check_finite(path, model)
-        return candidate, model
-    names = known or ", ".join(list_models())
-    raise UsageError(f"{path}: these weights do not fit {names}; name their --model")
+            continue  # this model file is broken; try the next
+        if weights_fit(model, state):
+            check_finite(path, model)
+            return candidate, model
+    if name:
+        raise UsageError(f"{path}: these weights do not fit {name}")
+    raise UsageError(f"{path}: these weights fit no model; choose one with --model")
+
+
+def weights_fit(model: nn.Module, state: dict[str, Any]) -> bool:
+    """Loads `state` into `model`; returns whether it fits."""
+    try:
+        model.load_state_dict(state)
+    except Exception:  # load_state_dict raises several types of error
+        return False
+    return True
 
 
 def check_finite(path: Path, model: nn.Module) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent
 
 def git(*words: str) -> str:
     """The output of a git command in this checkout; empty where there is none."""
-    # A checkout around this folder is another project's.
+    # Do not search the parent folders: a repository there is another project's.
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(ROOT.parent)}
     with contextlib.suppress(OSError):
         settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
@@ -32,7 +32,9 @@ def commit_of(model: str) -> str | None:
     commit = git("log", "-1", "--format=%h", "--", "*.py")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
     changed += git("status", "--porcelain", "--", f"{model}.py")
-    return commit + "-dirty" * bool(changed) or None
+    if not commit and not changed:
+        return None
+    return f"{commit}-dirty" if changed else commit
 
 
 def processor() -> str:
@@ -60,7 +62,7 @@ def describe(device: torch.device, model: str) -> dict[str, Any]:
 
 
 def warn_of_changes(config: dict[str, Any], now: dict[str, Any]) -> None:
-    """Prints what differs from where a run was started, and may change its result."""
+    """Warns of differences from the start of the run that may change its result."""
     for key in ("commit", "device", "device_name", "threads", "torch"):
         if now[key] != config.get(key):
             change = f"{key} was {config.get(key)} and is {now[key]} now"

@@ -7,15 +7,19 @@ import ast
 import math
 import re
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any
 
 from cli import Parser, UsageError
 
 
-def setting(default: Any, *limits: Any) -> Any:
-    """A field of a recipe, with its smallest and largest value, or a regular expression."""
-    return field(default=default, metadata={"limits": limits})
+def number(default: float, low: float, high: float) -> Any:
+    """A numeric setting with its limits."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def string(default: str, pattern: str) -> Any:
+    """A text setting with the regular expression that it must match."""
+    return field(default=default, metadata={"pattern": pattern})
 
 
 @dataclass(frozen=True)
@@ -25,47 +29,51 @@ class Recipe:
     UsageError for a value of another type or outside its limits.
     """
 
-    name: str = setting("classic", r"[\w.+=-]+")
-    epochs: int = setting(15, 1, 1000)
-    batch_size: int = setting(128, 2, 9999)  # images
+    name: str = string("classic", r"[\w.+=-]+")
+    epochs: int = number(15, 1, 1000)
+    batch_size: int = number(128, 2, 9999)  # images
     # Augmentation: drawn for each image, uniformly between -x and +x.
-    rotation: float = setting(7.0, 0, 180)  # degrees
-    translation: float = setting(0.0, 0, 28)  # pixels, along x and along y
-    scaling: float = setting(0.0, 0, 9)  # 0.1: by a factor from 1/1.1 to 1.1, log-uniform
-    shear: float = setting(0.0, 0, 80)  # degrees
-    interpolation: str = setting("nearest", "nearest|bilinear|bicubic")
+    rotation: float = number(7.0, 0, 180)  # degrees
+    translation: float = number(0.0, 0, 28)  # pixels, along x and along y
+    scaling: float = number(0.0, 0, 9)  # 0.1: by a factor from 1/1.1 to 1.1, log-uniform
+    shear: float = number(0.0, 0, 80)  # degrees
+    interpolation: str = string("nearest", "nearest|bilinear|bicubic")
     # SGD with Nesterov momentum, and OneCycleLR stepped per batch.
-    momentum: float = setting(0.9, 1e-9, 1)
-    weight_decay: float = setting(0.0, 0, 1)  # of weights, not of biases and BatchNorm
-    max_lr: float = setting(0.3, 1e-9, 1e9)
-    pct_start: float = setting(0.2, 0.001, 0.999)  # fraction of all batches in which the LR rises
-    div_factor: float = setting(10.0, 1, 1e9)  # the LR starts at max_lr / div_factor
-    final_div_factor: float = setting(100.0, 1, 1e9)  # and ends at that / final_div_factor
+    momentum: float = number(0.9, 1e-9, 1)
+    weight_decay: float = number(0.0, 0, 1)  # of weights, not of biases and BatchNorm
+    max_lr: float = number(0.3, 1e-9, 1e9)
+    pct_start: float = number(0.2, 0.001, 0.999)  # fraction of all batches in which the LR rises
+    div_factor: float = number(10.0, 1, 1e9)  # the LR starts at max_lr / div_factor
+    final_div_factor: float = number(100.0, 1, 1e9)  # and ends at that / final_div_factor
     # Cross-entropy, for training and for the reported loss.
-    label_smoothing: float = setting(0.02, 0, 1)
+    label_smoothing: float = number(0.02, 0, 1)
     # Exponential moving average of the weights, updated per batch.
-    ema_decay: float = setting(0.0, 0, 1)  # 0 for no EMA
+    ema_decay: float = number(0.0, 0, 1)  # 0 for no EMA
 
     def __post_init__(self) -> None:
         for part in fields(self):
-            value, limits = getattr(self, part.name), part.metadata["limits"]
+            value, limits = getattr(self, part.name), part.metadata
             if part.type is str:
-                fits = isinstance(value, str) and re.fullmatch(*limits, value)
+                allowed = limits["pattern"]
+                fits = isinstance(value, str) and re.fullmatch(allowed, value)
             else:
-                fits = isinstance(value, (int, part.type)) and limits[0] <= value <= limits[1]
+                low, high = limits["low"], limits["high"]
+                allowed = f"{low} to {high}"
+                fits = isinstance(value, (int, part.type)) and low <= value <= high
             if not fits:
-                must_be = f"{part.type.__name__}, {' to '.join(map(str, limits))}"
+                must_be = f"{part.type.__name__}, {allowed}"
                 raise UsageError(f"recipe: {part.name} is {value!r}; it must be {must_be}")
 
     def has_ema(self, epoch: int) -> bool:
-        """Whether the EMA is updated in `epoch`, from 1: in those after the LR's rise."""
+        """Whether the EMA is updated in `epoch`, from 1: it starts after the warm-up of the LR."""
         return self.ema_decay > 0 and epoch > math.ceil(self.pct_start * self.epochs)
 
     def changed(self, settings: list[str]) -> "Recipe":
         """This recipe with settings such as "max_lr=0.2", which become part of its name."""
         types = {part.name: part.type for part in fields(self)[1:]}
         changes: dict[str, Any] = {}
-        for name, _, text in (setting.partition("=") for setting in settings):
+        for assignment in settings:
+            name, _, text = assignment.partition("=")
             if name not in types:
                 raise UsageError(f"--set {name}: no such setting; there are {', '.join(types)}")
             try:
@@ -73,11 +81,12 @@ class Recipe:
             except ValueError:
                 changes[name] = text  # refused by __post_init__
         batch_size = replace(self, **changes).batch_size
-        # Unless it is set, the EMA spans as many images as before, whatever the batch size.
-        start = replace(self, ema_decay=self.ema_decay ** (batch_size / self.batch_size))
-        changes = {name: value for name, value in changes.items() if value != getattr(start, name)}
+        # Scale the decay with the batch size, so that the EMA averages over as many images.
+        scaled = replace(self, ema_decay=self.ema_decay ** (batch_size / self.batch_size))
+        # Settings that already have this value do not appear in the name.
+        changes = {name: value for name, value in changes.items() if value != getattr(scaled, name)}
         name = "+".join([self.name, *(f"{name}={changes[name]}" for name in sorted(changes))])
-        return replace(start, name=name, **changes)
+        return replace(scaled, name=name, **changes)
 
 
 CLASSIC = Recipe()
@@ -106,7 +115,7 @@ class Experiment:
     model: str
     recipe: Recipe
     seed: int = 42
-    holdout: int = 0  # the last so many training images are the validation split, if not 0
+    holdout: int = 0  # size of the validation split, the last training images
     sizes: dict[str, Any] = field(default_factory=dict)  # arguments of the network
 
     @classmethod
@@ -128,7 +137,7 @@ class Experiment:
     @property
     def network(self) -> str:
         """The model's name, with its arguments if it was given any: "model6-width34"."""
-        words = (f"{k}{v}".translate(dict.fromkeys(b"()[] ")) for k, v in self.sizes.items())
+        words = (re.sub(r"[()\[\] ]", "", f"{name}{size}") for name, size in self.sizes.items())
         return "-".join([self.model, *words])
 
     @property
@@ -139,20 +148,27 @@ class Experiment:
 
 
 def sizes_of(settings: list[str]) -> dict[str, Any]:
-    """Arguments of a network from "width=34" or "stem=4,6"; UsageError if it is no literal."""
+    """Arguments of a network from "width=34" or "stem=4,6"; UsageError if it is none."""
+    sizes = {}
     try:
-        return {k: ast.literal_eval(v) for k, _, v in (text.partition("=") for text in settings)}
+        for assignment in settings:
+            name, _, value = assignment.partition("=")
+            sizes[name] = ast.literal_eval(value)
+        return sizes
     except (ValueError, SyntaxError):
         raise UsageError(f"--size {' '.join(settings)}: write it as --size width=34") from None
 
 
 def add_settings(parser: Parser) -> None:
     """Adds the options that choose a recipe and change settings of it, and a network's sizes."""
-    change = partial(parser.add_argument, dest="settings", action="append", default=[])
-    parser.add_argument("--recipe", choices=[*RECIPES], help="default: strong")
-    change("--set", metavar="SETTING=VALUE", help="change a setting of the recipe: max_lr=0.2")
-    change("--epochs", type="epochs={}".format, metavar="N", help="--set epochs=N")
-    change("--batch-size", type="batch_size={}".format, metavar="N", help="--set batch_size=N")
+    add, settings = parser.add_argument, {"dest": "settings", "action": "append", "default": []}
+    add("--recipe", choices=[*RECIPES], help="default: strong")
+    change = "change a setting of the recipe: max_lr=0.2"
+    add("--set", metavar="SETTING=VALUE", help=change, **settings)
+    # "--epochs 10" is stored as the setting "epochs=10".
+    add("--epochs", type="epochs={}".format, metavar="N", help="--set epochs=N", **settings)
+    batch_size = {"type": "batch_size={}".format, "help": "--set batch_size=N"}
+    add("--batch-size", metavar="N", **batch_size, **settings)
     size = "an argument of the network, if it has any: width=34"
     parser.add_argument(
         "--size", dest="sizes", action="append", default=[], metavar="NAME=VALUE", help=size

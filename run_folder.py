@@ -1,11 +1,13 @@
-"""The folder of a run: what it leaves behind, and how it is resumed.
+"""The folder of a run: its files, and how it is resumed.
 
-config.json      its settings, and what it runs on
-metrics.csv      a row per epoch
-checkpoint.pt    all that a resume needs
-curves.png       once it is finished
-weights.pt       once it is finished: the weights of the last epoch, or their EMA
-.lock            held by the process that works on it
+    config.json      its settings, and what it runs on
+    metrics.csv      a row per epoch
+    checkpoint.pt    all that a resume needs
+    curves.png       written at the end
+    weights.pt       written at the end: the weights of the last epoch, or their EMA
+    .lock            locked by the running process
+
+Files are written atomically (files.py).
 """
 
 import contextlib
@@ -26,7 +28,7 @@ from files import read_state, regular_file, write_atomically, write_state
 
 # The columns of metrics.csv: accuracies in %, of the test set or of the validation images.
 KEYS = ("epoch", "train_loss", "train_acc", "lr", "loss", "acc", "seconds")
-ONE_VIEW = "one_view_acc"  # one more, if the network averages several views at test time
+ONE_VIEW = "one_view_acc"  # a further column of networks with test-time views
 EpochRecord = dict[str, Any]  # a value for each key
 
 
@@ -34,11 +36,13 @@ def new_run_folder(out_dir: Path, name: str, config: dict[str, Any]) -> Path:
     """Makes and returns out_dir/name, or name-2, name-3, ..., the first that does not exist."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            folder = out_dir / (name if number == 1 else f"{name}-{number}")
-            with contextlib.suppress(FileExistsError):
+        folder = out_dir / name
+        for number in itertools.count(2):
+            try:
                 folder.mkdir()
                 break
+            except FileExistsError:
+                folder = out_dir / f"{name}-{number}"
     except OSError as error:
         raise UsageError(f"--out-dir {out_dir}: {error.strerror}; name another folder") from None
     write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
@@ -112,8 +116,8 @@ def load_checkpoint(folder: Path, trainer: Any) -> list[EpochRecord]:
     try:
         records, steps = state.pop("records"), trainer.scheduler.total_steps
         trainer.load_state_dict(state)
-        if trainer.scheduler.total_steps != steps:  # not verified by load_state_dict
+        if trainer.scheduler.total_steps != steps:  # overwritten by load_state_dict without a check
             raise ValueError
         return records
-    except Exception:  # load_state_dict raises half a dozen types for what does not fit
+    except Exception:  # load_state_dict raises several types of error
         raise UsageError(f"{path} is damaged, or of another run; start a new run") from None

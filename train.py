@@ -50,6 +50,7 @@ from recipes import RECIPES, Experiment, Recipe, add_settings, sizes_of
 from run_folder import EpochRecord
 
 TEST_BATCH_SIZE = 250  # images; larger batches take more memory for the same result
+STATEFUL = ("model", "ema", "optimizer", "scheduler")  # the parts of a checkpoint
 
 # ------------------------------------------------------------------------------- data
 
@@ -74,12 +75,12 @@ def build_loaders(
     if dry_run:
         images, labels = images[: recipe.batch_size], labels[: recipe.batch_size]
         test_images, test_labels = test_images[:TEST_BATCH_SIZE], test_labels[:TEST_BATCH_SIZE]
-    augmentation = Augmentation(*(getattr(recipe, name) for name in Augmentation._fields))
-    training = images.to(device), labels.to(device), recipe.batch_size
-    return (
-        Loader(*training, augmentation, experiment.seed),
-        Loader(test_images.to(device), test_labels.to(device), TEST_BATCH_SIZE),
+    augmentation = Augmentation(
+        recipe.rotation, recipe.translation, recipe.scaling, recipe.shear, recipe.interpolation
     )
+    images, labels = images.to(device), labels.to(device)
+    loader = Loader(images, labels, recipe.batch_size, augmentation, experiment.seed)
+    return loader, Loader(test_images.to(device), test_labels.to(device), TEST_BATCH_SIZE)
 
 
 # ----------------------------------------------------------------------------- training
@@ -88,26 +89,22 @@ def build_loaders(
 def build_optimizer(
     model: nn.Module, recipe: Recipe, batches_per_epoch: int
 ) -> tuple[torch.optim.SGD, OneCycleLR]:
-    """SGD-Nesterov, and a OneCycleLR of exactly epochs x batches_per_epoch steps."""
+    """SGD with Nesterov momentum, and a OneCycleLR with a rate for each batch of the run."""
     total_steps, pct_start = recipe.epochs * batches_per_epoch, recipe.pct_start
-    if pct_start * total_steps == 1:  # OneCycleLR divides by this minus 1
+    if pct_start * total_steps == 1:  # OneCycleLR would divide by 0
         pct_start += 1e-9
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others}],
-        lr=recipe.max_lr,
-        momentum=recipe.momentum,
-        nesterov=True,
-        # One kernel for all parameters, which is not there for complex ones.
-        fused=all(parameter.is_floating_point() for parameter in model.parameters()),
-    )
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others}]
+    # The fused kernel does not support complex parameters.
+    fused = all(parameter.is_floating_point() for parameter in model.parameters())
+    sgd = {"momentum": recipe.momentum, "nesterov": True, "fused": fused}
+    optimizer = torch.optim.SGD(groups, lr=recipe.max_lr, **sgd)
     scheduler = OneCycleLR(
         optimizer,
-        max_lr=recipe.max_lr,
-        total_steps=total_steps,
+        recipe.max_lr,
+        total_steps,
         pct_start=pct_start,
-        anneal_strategy="cos",
         cycle_momentum=False,
         div_factor=recipe.div_factor,
         final_div_factor=recipe.final_div_factor,
@@ -116,11 +113,13 @@ def build_optimizer(
 
 
 def split_for_ema(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """What an EMA averages, parameters and running statistics; and the buffers that it copies."""
+    """The tensors that an EMA averages (parameters, running statistics) and those it copies."""
     averaged, copied = list(model.parameters()), []
     for name, buffer in model.named_buffers():
-        is_statistic = name.endswith(("running_mean", "running_var"))
-        (averaged if is_statistic else copied).append(buffer)
+        if name.endswith(("running_mean", "running_var")):
+            averaged.append(buffer)
+        else:
+            copied.append(buffer)
     return averaged, copied
 
 
@@ -130,8 +129,6 @@ class Trainer:
     `ema` is the network that is evaluated and saved. In epochs for which the recipe `has_ema` it
     is the exponential moving average of `model`, in the others a copy of it.
     """
-
-    STATEFUL = ("model", "ema", "optimizer", "scheduler")
 
     def __init__(self, model: nn.Module, recipe: Recipe, batches_per_epoch: int) -> None:
         self.model, self.ema, self.recipe = model, copy.deepcopy(model), recipe
@@ -155,15 +152,18 @@ class Trainer:
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Trains on a batch (B, 1, 28, 28) with labels (B,); returns the mean loss and logits."""
-        loss, logits = (self._graph or self.forward_backward)(images, labels)
+        if self._graph is not None:
+            loss, logits = self._graph(images, labels)
+        else:
+            loss, logits = self.forward_backward(images, labels)
         self.optimizer.step()
-        if self.scheduler.last_epoch < self.scheduler.total_steps - 1:  # not after its last step
+        if self.scheduler.last_epoch < self.scheduler.total_steps - 1:  # no batch follows the last
             self.scheduler.step()
         return loss, logits
 
     def update_ema(self) -> None:
         """Moves the EMA one step toward the model."""
-        self._update(self._ema_averaged, self._averaged, 0)  # a step count, which is not used
+        self._update(self._ema_averaged, self._averaged, 0)  # the 0, a step count, is not used
 
     def copy_buffers(self) -> None:
         """Copies to the EMA the buffers that it does not average."""
@@ -171,10 +171,10 @@ class Trainer:
             ema_buffer.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in self.STATEFUL}
+        return {name: getattr(self, name).state_dict() for name in STATEFUL}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.STATEFUL:
+        for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
 
 
@@ -183,9 +183,10 @@ def train_one_epoch(
 ) -> tuple[float, float]:
     """Trains on every batch of `loader` once; returns mean loss and accuracy (%) of the epoch.
 
-    Raises RunError when a loss was not finite. Only the bar makes the device wait before the end.
+    Raises RunError when a loss is not finite. Only the progress bar synchronizes the device
+    before the end of the epoch.
     """
-    # Dropout is seeded anew in every epoch, so that a resume needs no generator state.
+    # Reseed dropout in every epoch, so that resuming needs no generator state.
     torch.manual_seed(mix_seed(loader.seed, loader.epoch, stream=1))
     has_ema = trainer.recipe.has_ema(loader.epoch)
     losses = torch.zeros(len(loader), device=loader.labels.device)
@@ -209,8 +210,8 @@ def train_one_epoch(
     not_finite = torch.nonzero(~losses.isfinite())
     if len(not_finite):
         raise RunError(
-            f"the loss was not finite from epoch {loader.epoch}, batch {not_finite[0].item() + 1} "
-            f"of {len(loader)} on; try another seed or recipe"
+            f"training diverged: the loss is not finite in epoch {loader.epoch}, batch "
+            f"{not_finite[0].item() + 1} of {len(loader)}; try another seed or recipe"
         )
     return losses.sum().item() / len(loader.labels), 100 * correct.item() / len(loader.labels)
 
@@ -234,7 +235,7 @@ def train_and_evaluate(
     """Trains for the epoch `loader.epoch`, evaluates, and returns its record."""
     clock = time.perf_counter()
     train_loss, train_accuracy = train_one_epoch(trainer, loader, show_bar)
-    seconds = time.perf_counter() - clock  # the device is done: the loss was read from it
+    seconds = time.perf_counter() - clock  # reading the loss has synchronized the device
     loss, accuracy = evaluate(trainer.ema, test_loader, trainer.criterion)
     record = {
         "epoch": loader.epoch,
@@ -255,21 +256,22 @@ def train_and_evaluate(
 
 
 def build_trainer(
-    experiment: Experiment, device: str, data_dir: Path, dry_run: bool
+    experiment: Experiment, device_name: str, data_dir: Path, dry_run: bool
 ) -> tuple[Trainer, Loader, Loader]:
     """Builds the trainer and the loaders, on the device of that name; MPS is verified first."""
     reuse_freed_memory()
-    target, recipe = select_device(device), experiment.recipe
+    device, recipe = select_device(device_name), experiment.recipe
     torch.manual_seed(experiment.seed)
     model = get_model(experiment.model, **experiment.sizes)
-    if target.type == "mps":
-        cpu = torch.device("cpu")
-        loader, _ = build_loaders(experiment, cpu, data_dir, dry_run)
-        models = (to_device(copy.deepcopy(model), where) for where in (cpu, target))
-        trainers = (Trainer(each, recipe, len(loader)) for each in models)
-        target = verified(target, device, trainers, next(iter(loader)))
-    loader, test_loader = build_loaders(experiment, target, data_dir, dry_run)
-    return Trainer(to_device(model, target), recipe, len(loader)), loader, test_loader
+
+    def trainer_on(where: torch.device) -> Trainer:
+        return Trainer(to_device(copy.deepcopy(model), where), recipe, len(loader))
+
+    if device.type == "mps":
+        loader, _ = build_loaders(experiment, torch.device("cpu"), data_dir, dry_run)
+        device = verified(device, device_name, trainer_on, next(iter(loader)))
+    loader, test_loader = build_loaders(experiment, device, data_dir, dry_run)
+    return trainer_on(device), loader, test_loader
 
 
 def run(
@@ -283,23 +285,22 @@ def run(
     dry_run: bool = False,
     quiet: bool = False,
 ) -> list[EpochRecord]:
-    """Trains one network, prints as it goes, and returns a record of each epoch.
+    """Trains one network, prints a row per epoch, and returns a record of each.
 
     A run folder is made under `out_dir`, unless `resumed` is the one to continue. A `dry_run`
     takes one batch of each set. Raises RunError when a loss is not finite or a file cannot be
-    written, UsageError where device, network, data or folder are not as they must be.
+    written, UsageError where device, network, data or folder is invalid.
     """
     begin = time.perf_counter()
     recipe, holdout, name = experiment.recipe, experiment.holdout, experiment.name
     trainer, loader, test_loader = build_trainer(experiment, device, data_dir, dry_run)
-    target = loader.labels.device
-    place = {"challenge": challenge.name, "data_dir": str(data_dir.resolve())}
-    config = asdict(experiment) | place | describe(target, experiment.model)
+    config = asdict(experiment) | describe(loader.labels.device, experiment.model)
+    config |= {"challenge": challenge.name, "data_dir": str(data_dir.resolve())}
     folder = resumed or run_folder.new_run_folder(out_dir, name, config)
     with contextlib.nullcontext() if dry_run else run_folder.lock(folder):
         records = run_folder.load_checkpoint(folder, trainer)
         if not quiet:
-            print(f"{name}, device {target.type}, torch {torch.__version__}")
+            print(f"{name}, device {config['device']}, torch {torch.__version__}")
             print(summarize(trainer.model))
             print("\n".join(["", table_header(holdout), *map(table_row, records)]), flush=True)
         done = len(records)
@@ -325,10 +326,8 @@ def run(
 
 # ------------------------------------------------------------------------ command line
 
-GOES_WITH = {  # the options that each of these modes takes
-    "resume": {"device", "threads", "data_dir", "quiet"},
-    "evaluate": {"model", "recipe", "device", "threads", "data_dir", "tta"},
-}
+RESUME_OPTIONS = {"resume", "device", "threads", "data_dir", "quiet"}
+EVALUATE_OPTIONS = {"evaluate", "model", "recipe", "device", "threads", "data_dir", "tta"}
 
 
 def start(args: argparse.Namespace) -> None:
@@ -337,14 +336,14 @@ def start(args: argparse.Namespace) -> None:
     sizes, model = sizes_of(args.sizes), args.model or "model3"
     names = list_models() if model == "all" else [model]
     for name in names:
-        get_model(name, **sizes)  # fails before hours of training
-    place = {"device": args.device, "data_dir": args.data_dir or DATA_DIR, "quiet": args.quiet}
-    with tempfile.TemporaryDirectory() as scratch:  # of a dry run, which leaves nothing behind
+        get_model(name, **sizes)  # reports errors before training starts
+    options = {"device": args.device, "data_dir": args.data_dir or DATA_DIR, "quiet": args.quiet}
+    with tempfile.TemporaryDirectory() as scratch:  # of a dry run, deleted afterwards
         out_dir = Path(scratch) if args.dry_run else args.out_dir
         for name in names:
             experiment = Experiment(name, recipe, args.seed, args.holdout, sizes)
             challenge = CHALLENGES[args.challenge]
-            run(experiment, out_dir, challenge=challenge, dry_run=args.dry_run, **place)
+            run(experiment, out_dir, challenge=challenge, dry_run=args.dry_run, **options)
 
 
 def resume(args: argparse.Namespace) -> None:
@@ -361,8 +360,8 @@ def resume(args: argparse.Namespace) -> None:
     former = Path(str(config.get("data_dir")))
     data_dir = args.data_dir or (former if former.exists() else DATA_DIR)  # the clone was moved
     challenge = CHALLENGES.get(str(config.get("challenge")), CHALLENGES["8k"])
-    place = {"device": device, "data_dir": data_dir, "challenge": challenge, "quiet": args.quiet}
-    run(experiment, args.resume.parent, resumed=args.resume, **place)
+    options = {"device": device, "data_dir": data_dir, "challenge": challenge}
+    run(experiment, args.resume.parent, resumed=args.resume, quiet=args.quiet, **options)
 
 
 def print_evaluation(args: argparse.Namespace) -> None:
@@ -383,22 +382,23 @@ def print_evaluation(args: argparse.Namespace) -> None:
     print(f"Its mistakes: python -m tools.report {args.evaluate} --out pictures")
 
 
-def options() -> Parser:
+def build_parser() -> Parser:
     """The options of the command line."""
-    parser, n = Parser("train.py", __doc__), {"metavar": "N"}
+    parser = Parser("train.py", __doc__)
     add = parser.add_argument
+    default = "default: %(default)s"
     add("--model", choices=[*list_models(), "all"], help="default: model3")
     add_settings(parser)
-    add("--seed", type=whole_number(0, 2**32 - 1), default=42, help="default: %(default)s", **n)
-    challenge = "that the verdict is about (default: %(default)s)"
-    add("--challenge", choices=[*CHALLENGES], default="8k", help=challenge)
-    device = "default: %(default)s, the first available of cuda, mps and cpu"
+    add("--seed", type=whole_number(0, 2**32 - 1), default=42, metavar="N", help=default)
+    add("--challenge", choices=[*CHALLENGES], default="8k", help=f"of the verdict ({default})")
+    device = f"{default}, the first available of cuda, mps and cpu"
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=device)
-    add("--threads", type=whole_number(1, 1024), help="CPU threads (default: one per core)", **n)
+    threads = "CPU threads (default: one per core)"
+    add("--threads", type=whole_number(1, 1024), metavar="N", help=threads)
     add("--data-dir", type=Path, metavar="DIR", help="holds MNIST/raw/*.gz (default: data)")
-    add("--out-dir", type=Path, metavar="DIR", default=Path("runs"), help="default: %(default)s")
+    add("--out-dir", type=Path, default=Path("runs"), metavar="DIR", help=default)
     holdout = "train without the last N training images, and report on them, not on the test set"
-    add("--holdout", type=whole_number(0, 1_000_000), default=0, help=holdout, **n)
+    add("--holdout", type=whole_number(0, 1_000_000), default=0, metavar="N", help=holdout)
     add("--resume", type=Path, metavar="RUN_FOLDER", help="continue a run that was stopped")
     evaluate = "evaluate the weights in this file or run folder on the test set"
     add("--evaluate", type=Path, metavar="WEIGHTS", help=evaluate)
@@ -410,20 +410,22 @@ def options() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    parser = options()
+    parser = build_parser()
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    mode = next((mode for mode in GOES_WITH if mode in given), None)
-    wrong = given - {mode} - GOES_WITH[mode] if mode else given & {"tta"}
+    if args.resume is not None:
+        command, mode, allowed = resume, "--resume", RESUME_OPTIONS
+    elif args.evaluate is not None:
+        command, mode, allowed = print_evaluation, "--evaluate", EVALUATE_OPTIONS
+    else:
+        command, mode, allowed = start, "training", given - {"tta"}
     spelled = {"settings": "set, --epochs or --batch-size", "sizes": "size"}
-    for name in sorted(wrong):
-        option = spelled.get(name, name.replace("_", "-"))
-        parser.error(f"--{option} does not go with {f'--{mode}' if mode else 'training'}")
-    if args.model == "all" and mode:
-        parser.error(f"--model all does not go with --{mode}")
+    for name in sorted(given - allowed):
+        parser.error(f"--{spelled.get(name, name.replace('_', '-'))} does not go with {mode}")
+    if args.model == "all" and command is not start:
+        parser.error(f"--model all does not go with {mode}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    command = {"resume": resume, "evaluate": print_evaluation}.get(mode, start)
     return exit_code("train.py", command, args)
 
 

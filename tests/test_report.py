@@ -39,7 +39,7 @@ def test_confusion_has_labels_in_rows_and_shades_mistakes(predictions) -> None:
     expected = {(3, 3): 1, (4, 9): 2, (7, 2): 1, (0, 6): 1, (1, 1): 1}
     assert {tuple(cell): matrix[*cell].item() for cell in matrix.nonzero().tolist()} == expected
     (axes,) = report.plot_confusion(matrix, "model3").axes
-    assert axes.get_title() == "model3: 4 of 6 test digits are misclassified"
+    assert axes.get_title() == "model3: 4 of 6 digits are misclassified"
     shaded = np.argwhere(~axes.collections[0].get_array().mask).tolist()
     assert shaded == [[0, 6], [4, 9], [7, 2]]
 
@@ -118,17 +118,35 @@ def test_pixels_without_gradient_are_left_white() -> None:
     assert np.array_equal(figure.subfigs[0].axes[0].images[0].get_array().mask, expected)
 
 
-def test_report_md_holds_all_of_a_run(small_data, tmp_path, capsys) -> None:
-    settings = ["--epochs", "1", "--recipe", "classic", "--seed", "7", "--challenge", "20k"]
+def test_report_md_holds_all_of_a_run(small_data, tmp_path, monkeypatch, capsys) -> None:
+    settings = [
+        "--holdout",
+        "200",
+        "--epochs",
+        "1",
+        "--recipe",
+        "classic",
+        "--seed",
+        "7",
+        "--challenge",
+        "20k",
+    ]
     places = ["--data-dir", str(small_data), "--out-dir", str(tmp_path), "--device", "cpu"]
     assert train.main([*settings, *places, "--quiet"]) == 0
     (folder,) = tmp_path.iterdir()
+    drawn = []  # the titles of the pictures
+    picture = report.png
+    monkeypatch.setattr(
+        report, "png", lambda x: drawn.extend(each.get_title() for each in x.axes) or picture(x)
+    )
     assert report.main([str(folder), "--hand-in"]) == 0
     text = (folder / "report.md").read_text("utf-8")
     rows = [table_row(record) for record in read_metrics(folder)]
     parts = ["Target ", "Total params: 7,784", "- [x] BatchNorm: 7", "| convolution 16 to 18 "]
-    parts += [f"commit {read_config(folder)['commit']},", "| rotation | 7.0 |", "not met"]
+    parts += [f"commit {read_config(folder)['commit']},", "| rotation | 7.0 |"]
     parts += ["recipe classic+epochs=1, seed 7, commit", "Checklist, challenge 20k"]
+    wrong = round(200 - 2 * read_metrics(folder)[0]["acc"])
+    assert drawn[0] == f"model3: {wrong} of 200 digits are misclassified"
     assert [part for part in rows + parts if part not in text] == []
     linked = re.findall(r"!\[.*\]\((.*)\)", text)
     assert sorted(linked) == sorted(f"model3-{picture}.png" for picture in HANDED_IN)

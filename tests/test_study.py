@@ -29,7 +29,7 @@ provenance.commit_of = lambda model: {commit!r}
 sys.exit(train.main([*sys.argv[1:], "--data-dir", {data!r}]))
 """
 # A run in which only the seed matters: 0 succeeds, 1 fails, 2 is killed, 3 takes forever.
-STAND_IN = """
+STAND_IN = r"""
 import os, pathlib, sys, time
 seed = next(int(word[7:]) for word in sys.argv if word.startswith("--seed="))
 folder = pathlib.Path(__file__).parent / f"seed{{seed}}"
@@ -167,7 +167,8 @@ def test_a_study_that_is_stopped_ends_its_runs(folder: Path, number: int, code: 
     (folder / "train.py").write_text(STAND_IN.format(keys=""))
 
     def stop() -> int:
-        while not ((path := folder / "seed3" / "pid").exists() and path.read_text()):
+        path, end = folder / "seed3" / "pid", time.monotonic() + 60
+        while time.monotonic() < end and not (path.exists() and path.read_text()):
             time.sleep(0.05)
         os.kill(os.getpid(), number)
         return int(path.read_text())
@@ -211,6 +212,6 @@ def test_the_options_of_a_run_make_its_experiment(monkeypatch) -> None:
     asked.append(Experiment("model4", STRONG, 1, sizes={"stem": (4, 5), "width": 9}))
     assert asked[-1].network == "model4-stem4,5-width9"
     for one in asked:
-        args = train.options().parse_args(study.options_of(one, "8k"))
+        args = train.build_parser().parse_args(study.options_of(one, "8k"))
         recipe = study.RECIPES[args.recipe].changed(args.settings)
         assert Experiment(args.model, recipe, args.seed, args.holdout, sizes_of(args.sizes)) == one

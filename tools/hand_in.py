@@ -112,7 +112,7 @@ def text_of(run: Run, model: nn.Module, files: dict[str, str]) -> str:
             "\n".join([table_header(experiment.holdout), *map(table_row, run.records)]),
             *training,
             "### Recipe\n\n| setting | value |\n| --- | --- |\n" + "\n".join(settings),
-            "## Test set\n\nThe weights of the last epoch, on the test images.",
+            f"## Predictions for the {'validation' if experiment.holdout else 'test'} images",
             *pictures.values(),
             "",
         ]

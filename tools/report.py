@@ -7,7 +7,8 @@
 Writes six PNGs beside the weights, or into --out: the confusion matrix, every mistake, the
 accuracy of each digit, filters and feature maps, the effective receptive field, and Grad-CAM of a
 layer. --hand-in adds report.md, which shows them with all that assignments ask for: model summary,
-checklist, receptive fields, log, curves, augmented images, recipe, seed and commit.
+checklist, receptive fields, log, curves, augmented images, recipe, seed and commit. The pictures
+of a run with a validation split are of its validation images.
 """
 
 import argparse
@@ -70,7 +71,7 @@ def plot_confusion(matrix: Tensor, name: str) -> Figure:
         shade, count = mistakes[label, prediction] / most, f"{matrix[label, prediction]}"
         color = "gray" if label == prediction else "white" if shade > 0.6 else "black"
         axes.text(prediction, label, count, ha="center", va="center", color=color)
-    title = f"{name}: {mistakes.sum():,.0f} of {matrix.sum():,} test digits are misclassified"
+    title = f"{name}: {mistakes.sum():,.0f} of {matrix.sum():,} digits are misclassified"
     axes.set(title=title, xlabel="prediction", ylabel="label", ylim=(9.5, -0.5))
     axes.set(xticks=range(10), yticks=range(10), aspect="equal")
     return figure
@@ -197,7 +198,7 @@ def plot_receptive_field(model: nn.Module, loader: Loader, name: str) -> Figure:
     """The mean gradient of the logits with respect to each pixel, of all logits and of each."""
     gradients = logit_gradients(model, loader).numpy()
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
-    count = f"mean of {len(loader.labels):,} test digits"
+    count = f"mean of {len(loader.labels):,} digits"
     figure.suptitle(f"{name}: effective receptive field, |∂ logit / ∂ pixel|, {count}")
     left, right = figure.subfigures(1, 2, width_ratios=[2.4, 1])
     axes = left.subplots()
@@ -205,7 +206,7 @@ def plot_receptive_field(model: nn.Module, loader: Loader, name: str) -> Figure:
     left.colorbar(axes.imshow(together, vmin=0), ax=axes, shrink=0.8)
     mean_image = loader.images.float().mean(dim=(0, 1)) / 255
     axes.contour(mean_image.numpy(), levels=[0.1], colors="white", linewidths=1)
-    axes.set_xlabel("line: 10 % grey in the mean test digit\nwhite pixels: no gradient at all")
+    axes.set_xlabel("line: 10 % grey in the mean digit\nwhite pixels: no gradient at all")
     axes.set(xticks=range(0, 28, 4), yticks=range(0, 28, 4), title="all logits")
     right.suptitle("each logit")
     for digit, axes in enumerate(right.subplots(5, 2).flat):
@@ -255,7 +256,8 @@ def report(args: argparse.Namespace) -> None:
     out = args.out or (args.path if args.path.is_dir() else args.path.parent)
     out.mkdir(parents=True, exist_ok=True)
     data_dir = args.data_dir or (run.data_dir if run else DATA_DIR)
-    images, labels = load_mnist(data_dir, train=False)
+    holdout = run.experiment.holdout if run else 0
+    images, labels = (part[-holdout:] for part in load_mnist(data_dir, train=holdout > 0))
     fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
     probabilities = predict_probabilities(model, Loader(images, labels, BATCH_SIZE))
     matrix = confusion_matrix(labels, probabilities.argmax(dim=1))

@@ -212,7 +212,7 @@ def study(args: argparse.Namespace) -> None:
             tables.update()
     challenge, keys = CHALLENGES[args.challenge], [key_of(one) for one in experiments]
     records = tables.read_records(results, challenge)
-    asked = records[[key in keys for key in records[tables.KEY].to_dict("records")]]
+    asked = records.loc[[key in keys for key in records[tables.KEY].to_dict("records")]]
     print(tables.markdown(tables.summary(asked, challenge), 2))
     if args.ablation:
         print(f"\n{tables.ablation_table(asked)}")
