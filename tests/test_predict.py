@@ -77,7 +77,7 @@ def test_several_digits_are_printed_line_by_line(tmp_path: Path, capsys) -> None
     picture.save(path)
     (row,) = output([path], capsys)
     assert digits(row) == "".join(rows) and row["lines"] == rows and row["sure"]
-    assert 0.65 < row["confidence"] <= 1
+    assert predict.SURE_READING < row["confidence"] <= 1
     left, top, right, bottom = np.array(row["digits"][2]["box"]) * (2 * picture.size)  # the 4
     assert left == pytest.approx(30, abs=3) and top == pytest.approx(30 + 96, abs=8)
     assert right < 100 and bottom == pytest.approx(top + 60, abs=5)
@@ -94,7 +94,7 @@ def test_confidence_is_honest(network: nn.Module) -> None:
     def sure(seeds: range) -> float:
         drawn = (pictures.blend(np.pad(pictures.ink_of(seed, 60), 15)) for seed in seeds)
         readings = [predict.read(one, network)[1] for one in drawn]
-        return np.mean([reading.confidence >= predict.SURE for reading in readings])
+        return np.mean([reading.sure for reading in readings])
 
     assert sure(range(1000, 1040)) >= 0.95
     assert sure(range(-1040, -1000)) <= 0.4
