@@ -174,7 +174,10 @@ BAD = {
     "model": (saved(MODEL), "such as a whole model; save its state_dict() instead"),
     "code": (saved({"weights": Payload()}), "holds a pickled object"),
     "number": (saved(1), "holds no state_dict(), but an object of type int"),
-    "one less": (saved({name: STATE[name] for name in STATE if name != FIRST}), "these weights fit no model"),
+    "one less": (
+        saved({k: v for k, v in STATE.items() if k != FIRST}),
+        "these weights fit no model",
+    ),
     "shape": (saved(STATE | {FIRST: FILTERS[:, :, :2]}), "these weights fit no model"),
     "nan": (saved(STATE | {FIRST: FILTERS * math.nan}), "weights that are not finite"),
 }
