@@ -36,8 +36,8 @@ def png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def plot_curves(records: list[dict[str, Any]], split: str, title: str, target: float) -> bytes:
-    """Plots accuracy and loss of training and `split` by epoch, and the learning rate, as PNG.
+def plot_curves(records: list[dict[str, Any]], holdout: int, title: str, target: float) -> bytes:
+    """Plots accuracy and loss of training and evaluation by epoch, and the learning rate, as PNG.
 
     A line marks the accuracy `target`, in %.
     """
@@ -50,7 +50,9 @@ def plot_curves(records: list[dict[str, Any]], split: str, title: str, target: f
     for name, unit in (("acc", "accuracy (%)"), ("loss", "loss")):
         training = {"color": "gray", "marker": ".", "label": "training, augmented"}
         axes[name].plot(epochs, run[f"train_{name}"], **training)
-        axes[name].plot(epochs, run[name], color="C0", marker=".", label=split)
+        axes[name].plot(
+            epochs, run[name], color="C0", marker=".", label="validation" if holdout else "test"
+        )
         axes[name].set_ylabel(unit)
     axes["acc"].axhline(target, color="C1", linewidth=1, label=f"{target} %")
     # The first two epochs lie far below the range of interest.

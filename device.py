@@ -78,7 +78,7 @@ def check_step(step: Step, expected: Step) -> None:
             raise RuntimeError(f"{name} is wrong after one step")
 
 
-def verified(
+def verify_mps(
     device: torch.device,
     name: str,
     trainer_on: Callable[[torch.device], Any],

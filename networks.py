@@ -29,8 +29,8 @@ def list_models() -> list[str]:
 def get_model(name: str, **sizes: Any) -> nn.Module:
     """Builds class Model_X of modelX.py, with `sizes` as its arguments, in training mode.
 
-    UsageError where file, class, arguments or logits are invalid. An error raised in
-    the file itself is its cause, so that it is shown with its file and line.
+    UsageError where file, class, arguments or logits are invalid. An
+    exception raised in modelX.py is chained, so that its traceback is shown.
     """
     if name not in list_models():
         raise UsageError(f"{name}: no such model; there are {', '.join(list_models())}")

@@ -1,4 +1,4 @@
-"""The recipes: every setting of a training. A model, a recipe and a seed decide a run.
+"""The recipes: every setting of a training. A run is determined by model, recipe and seed.
 
 Add a recipe of your own above RECIPES and to its tuple; every script and table finds it.
 """

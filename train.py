@@ -41,7 +41,7 @@ from challenges import CHALLENGES, Challenge, verdict
 from cli import Parser, RunError, UsageError, exit_code, whole_number
 from cuda_graph import CudaGraph
 from curves import plot_curves, table_header, table_row
-from device import reuse_freed_memory, select_device, to_device, verified
+from device import reuse_freed_memory, select_device, to_device, verify_mps
 from files import write_atomically, write_state
 from mnist import DATA_DIR, Augmentation, AverageOfViews, Loader, load_mnist, mix_seed
 from networks import count_parameters, get_model, list_models, load_model, summarize
@@ -264,14 +264,15 @@ def build_trainer(
     torch.manual_seed(experiment.seed)
     model = get_model(experiment.model, **experiment.sizes)
 
-    def trainer_on(where: torch.device) -> Trainer:
-        return Trainer(to_device(copy.deepcopy(model), where), recipe, len(loader))
-
     if device.type == "mps":
         loader, _ = build_loaders(experiment, torch.device("cpu"), data_dir, dry_run)
-        device = verified(device, device_name, trainer_on, next(iter(loader)))
+
+        def trainer_on(where: torch.device) -> Trainer:
+            return Trainer(to_device(copy.deepcopy(model), where), recipe, len(loader))
+
+        device = verify_mps(device, device_name, trainer_on, next(iter(loader)))
     loader, test_loader = build_loaders(experiment, device, data_dir, dry_run)
-    return trainer_on(device), loader, test_loader
+    return Trainer(to_device(model, device), recipe, len(loader)), loader, test_loader
 
 
 def run(
@@ -294,8 +295,8 @@ def run(
     begin = time.perf_counter()
     recipe, holdout, name = experiment.recipe, experiment.holdout, experiment.name
     trainer, loader, test_loader = build_trainer(experiment, device, data_dir, dry_run)
-    config = asdict(experiment) | describe(loader.labels.device, experiment.model)
-    config |= {"challenge": challenge.name, "data_dir": str(data_dir.resolve())}
+    place = {"challenge": challenge.name, "data_dir": str(data_dir.resolve())}
+    config = asdict(experiment) | place | describe(loader.labels.device, experiment.model)
     folder = resumed or run_folder.new_run_folder(out_dir, name, config)
     with contextlib.nullcontext() if dry_run else run_folder.lock(folder):
         records = run_folder.load_checkpoint(folder, trainer)
@@ -311,8 +312,7 @@ def run(
             run_folder.save_epoch(folder, records, trainer.state_dict())
             if not quiet:
                 print(table_row(records[-1]), flush=True)
-        split = "validation" if holdout else "test"
-        curves = plot_curves(records, split, name, challenge.accuracy)
+        curves = plot_curves(records, holdout, name, challenge.accuracy)
         write_atomically(folder / "curves.png", curves)
         write_state(folder / "weights.pt", trainer.ema.state_dict())
     result = verdict(challenge, count_parameters(trainer.model), records, holdout)
@@ -330,7 +330,7 @@ RESUME_OPTIONS = {"resume", "device", "threads", "data_dir", "quiet"}
 EVALUATE_OPTIONS = {"evaluate", "model", "recipe", "device", "threads", "data_dir", "tta"}
 
 
-def start(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> None:
     """Trains the model that was asked for, or all, each in a folder of its own."""
     recipe = RECIPES[args.recipe or "strong"].changed(args.settings)
     sizes, model = sizes_of(args.sizes), args.model or "model3"
@@ -354,7 +354,7 @@ def resume(args: argparse.Namespace) -> None:
         raise UsageError(f"--resume {args.resume}: this run is finished")
     threads = config.get("threads")
     if not args.threads and isinstance(threads, int) and 0 < threads <= (os.cpu_count() or 1):
-        torch.set_num_threads(threads)  # as before, for the same last digits
+        torch.set_num_threads(threads)  # the same number gives bit-identical results
     device = args.device if args.device != "auto" else str(config.get("device"))
     warn_of_changes(config, describe(select_device(device), experiment.model))
     former = Path(str(config.get("data_dir")))
@@ -377,8 +377,9 @@ def print_evaluation(args: argparse.Namespace) -> None:
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     model = to_device(AverageOfViews(model) if args.tta else model, device)
     loss, accuracy = evaluate(model, loader, criterion)
-    views = ", mean of nine views" if args.tta else ""
-    print(f"{name}{views}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
+    print(
+        f"{name}{', mean of nine views' * args.tta}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %"
+    )
     print(f"Its mistakes: python -m tools.report {args.evaluate} --out pictures")
 
 
@@ -390,7 +391,12 @@ def build_parser() -> Parser:
     add("--model", choices=[*list_models(), "all"], help="default: model3")
     add_settings(parser)
     add("--seed", type=whole_number(0, 2**32 - 1), default=42, metavar="N", help=default)
-    add("--challenge", choices=[*CHALLENGES], default="8k", help=f"of the verdict ({default})")
+    add(
+        "--challenge",
+        choices=[*CHALLENGES],
+        default="8k",
+        help=f"to be met ({default})",
+    )
     device = f"{default}, the first available of cuda, mps and cpu"
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=device)
     threads = "CPU threads (default: one per core)"
@@ -418,11 +424,11 @@ def main(argv: list[str] | None = None) -> int:
     elif args.evaluate is not None:
         command, mode, allowed = print_evaluation, "--evaluate", EVALUATE_OPTIONS
     else:
-        command, mode, allowed = start, "training", given - {"tta"}
+        command, mode, allowed = train, "training", {*vars(args)} - {"tta"}
     spelled = {"settings": "set, --epochs or --batch-size", "sizes": "size"}
     for name in sorted(given - allowed):
         parser.error(f"--{spelled.get(name, name.replace('_', '-'))} does not go with {mode}")
-    if args.model == "all" and command is not start:
+    if args.model == "all" and command is not train:
         parser.error(f"--model all does not go with {mode}")
     if args.threads:
         torch.set_num_threads(args.threads)

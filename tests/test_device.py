@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import train
 from cli import UsageError
-from device import select_device, verified
+from device import select_device, verify_mps
 from recipes import STRONG
 from train import Trainer
 
@@ -41,7 +41,7 @@ class Network(nn.Module):
 def choose(name: str, *networks: Network) -> str:
     """The device that is used, where networks stand for the CPU and for MPS."""
     trainers = iter([Trainer(network.train(), STRONG, 10) for network in networks])
-    return verified(MPS, name, lambda where: next(trainers), BATCH).type
+    return verify_mps(MPS, name, lambda where: next(trainers), BATCH).type
 
 
 @pytest.mark.parametrize("name", ["auto", "mps"])

@@ -74,7 +74,11 @@ def test_a_study_trains_what_has_no_record(
     """On two threads of a Dask worker first, where a run gives what it gives alone."""
     from distributed import LocalCluster, default_client
 
-    recipe, sizes, results = RECIPES["mild"].changed(["epochs=1"]), {"width": 18}, folder / "tries"
+    recipe, sizes, results = (
+        RECIPES["mild"].changed(["epochs=1"]),
+        {"width": 18},
+        folder / "tries",
+    )
     command = ["--model", "model6", "--recipe", "mild", "--size", "width=18", "--epochs", "1"]
     command += ["--seeds", "0-1", "--holdout", "100", "--out", str(results)]
     two_threads = {"n_workers": 1, "threads_per_worker": 2, "processes": False}

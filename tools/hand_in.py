@@ -79,8 +79,8 @@ def plot_augmented(run: Run, data_dir: Path) -> Figure:
 
 def pictures_of(run: Run, data_dir: Path) -> dict[str, bytes]:
     """The curves and the augmented images, as PNG."""
-    split = "validation" if run.experiment.holdout else "test"
-    curves = plot_curves(run.records, split, run.experiment.name, run.challenge.accuracy)
+    holdout, name = run.experiment.holdout, run.experiment.name
+    curves = plot_curves(run.records, holdout, name, run.challenge.accuracy)
     return {"curves": curves, "augmented": png(plot_augmented(run, data_dir))}
 
 

@@ -60,7 +60,10 @@ def plot(losses: list[float], smooth: np.ndarray, marks: dict[str, float], title
 
 def draw(args: argparse.Namespace) -> None:
     """Runs the test, prints the rates that it finds, and writes the plot."""
-    recipe, sizes = RECIPES[args.recipe or "strong"].changed(args.settings), sizes_of(args.sizes)
+    recipe, sizes = (
+        RECIPES[args.recipe or "strong"].changed(args.settings),
+        sizes_of(args.sizes),
+    )
     experiment, device = Experiment(args.model, recipe, 42, 10_000, sizes), select_device("auto")
     args.out.mkdir(parents=True, exist_ok=True)
     loader, _ = build_loaders(experiment, device)

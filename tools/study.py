@@ -176,7 +176,10 @@ def seed_range(text: str) -> list[int]:
 def experiments_of(args: argparse.Namespace) -> list[Experiment]:
     """All experiments that were asked for, seed by seed."""
     names = list_models() if args.model == "all" else [args.model]
-    recipe, sizes = RECIPES[args.recipe or "strong"].changed(args.settings), sizes_of(args.sizes)
+    recipe, sizes = (
+        RECIPES[args.recipe or "strong"].changed(args.settings),
+        sizes_of(args.sizes),
+    )
     kinds, seeds, holdout = [(name, recipe, sizes) for name in names], args.seeds, args.holdout
     if args.ablation:
         kinds, holdout = [("model4", recipe, {}) for recipe in ABLATION], 10_000
