@@ -50,9 +50,8 @@ def plot_curves(records: list[dict[str, Any]], holdout: int, title: str, target:
     for name, unit in (("acc", "accuracy (%)"), ("loss", "loss")):
         training = {"color": "gray", "marker": ".", "label": "training, augmented"}
         axes[name].plot(epochs, run[f"train_{name}"], **training)
-        axes[name].plot(
-            epochs, run[name], color="C0", marker=".", label="validation" if holdout else "test"
-        )
+        label = "validation" if holdout else "test"
+        axes[name].plot(epochs, run[name], color="C0", marker=".", label=label)
         axes[name].set_ylabel(unit)
     axes["acc"].axhline(target, color="C1", linewidth=1, label=f"{target} %")
     # The first two epochs lie far below the range of interest.

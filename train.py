@@ -377,9 +377,8 @@ def print_evaluation(args: argparse.Namespace) -> None:
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     model = to_device(AverageOfViews(model) if args.tta else model, device)
     loss, accuracy = evaluate(model, loader, criterion)
-    print(
-        f"{name}{', mean of nine views' * args.tta}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %"
-    )
+    name += ", mean of nine views" if args.tta else ""
+    print(f"{name}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")
     print(f"Its mistakes: python -m tools.report {args.evaluate} --out pictures")
 
 
