@@ -19,14 +19,14 @@ from tools.tables import KEY, RESULTS
 def keep(folder: Path, model: str, recipe: str, acc: list[float], **more: Any) -> None:
     """Keep a made-up run; its loss is a hundredth of its accuracy."""
     one_view = more.pop("one_view", [None] * len(acc))
-    key = {"model": model, "recipe": recipe, "seed": 0, "holdout": 0}
-    row = key | {"parameters": 7784, "commit": "12e45", "seconds": 1.5} | more
+    row = {"model": model, "recipe": recipe, "seed": 0, "holdout": 0, "parameters": 7784}
+    row |= {"commit": "12e45", "seconds": 1.5, "train_loss": 0.1, "train_acc": 97.5, "lr": 1e-05}
+    row |= more
     epochs = [
         row | {"epoch": n, "acc": a, "loss": a / 100, "one_view_acc": one}
         for n, (a, one) in enumerate(zip(acc, one_view), 1)
     ]
-    others = {"train_loss": 0.1, "train_acc": 97.5, "lr": 1e-05}
-    tables.keep_record(row, [others | epoch for epoch in epochs], folder)
+    tables.keep_record(row, epochs, folder)
 
 
 def cells(table: str) -> list[list[str]]:
@@ -112,22 +112,25 @@ def test_validation_runs_have_rows_of_their_own_and_no_verdict(tmp_path: Path) -
     for holdout in (0, 10_000):
         keep(tmp_path, "model3", "own", [99.5 - holdout / 1e4] * 15, holdout=holdout)
     test, validation = cells(tables.markdown(tables.summary(tables.read_records(tmp_path))))
-    assert test[2:6] == ["test", "1", "7,784", "99.500"]
+    assert test[2:6] == ["test", "1", "7,784", "99.500"] and test[-1] == "1 of 1 (21-100 %)"
     assert validation[2:6] == ["10,000 validation", "1", "7,784", "98.500"]
-    assert test[-1] == "1 of 1 (21-100 %)" and validation[-1] == "-"
+    assert validation[-1] == "-"
 
 
 def test_beside_several_views_stands_one(tmp_path: Path) -> None:
-    """The table and the claim; a network of one view has neither."""
-    for seed, one in enumerate([99.3, 99.5]):
-        keep(tmp_path, "model5", "strong", [99.6] * 15, one_view=[99.5] * 14 + [one], seed=seed)
+    """The table and the claim; a network of one view has neither, nor a run without a record."""
     keep(tmp_path, "model4", "strong", [99.6] * 15)
+    keep(tmp_path, "model5", "strong", [99.6] * 15)
+    expected = "Each prediction averages 4 views of the image.**"
+    assert expected in tables.claim(tables.read_records(tmp_path), "model5")
+    for seed, one in enumerate([99.3, 99.5], 1):
+        keep(tmp_path, "model5", "strong", [99.6] * 15, one_view=[99.5] * 14 + [one], seed=seed)
     records = tables.read_records(tmp_path)
     table = tables.summary(records).set_index("model")
-    assert table["one view"].to_dict() == {"model4": "-", "model5": "99.400, 1 of 2 meet it"}
+    assert table["one view"].to_dict() == {"model4": "-", "model5": "99.400 (2 seeds)"}
     assert "views" not in tables.claim(records, "model4")
-    one = "Each prediction averages 4 views of the image; by one view: 99.40 ± 1.27 %, and 1 of 2"
-    assert one in tables.claim(records, "model5")
+    claim = tables.claim(records, "model5")
+    assert "4 views of the image; by one view (2 seeds): 99.40 ± 1.27 %, and 1 of 2 seeds." in claim
 
 
 @pytest.mark.parametrize(
@@ -178,13 +181,15 @@ def test_records_may_be_missing_or_of_unknown_networks(
     keep(tmp_path, "model9", "own+x=1", [99.5] * 5, holdout=9)  # and nothing to compare with
     tables.update()
     text = (tmp_path / "README.md").read_text()
-    made = {name: text.split(f"<!-- {name} -->\n")[1] for name in ("seeds", "sizes")}
-    made = {name: cells(part.partition("<!--")[0].strip()) for name, part in made.items()}
+    seeds, sizes = (
+        cells(text.split(f"<!-- {name} -->\n")[1].partition("\n<!--")[0])
+        for name in ("seeds", "sizes")
+    )
     expected = [["model3", "strong", "1"], ["model9", "own", "1"], ["model77", "strong", "11"]]
-    assert [row[:3] for row in made["seeds"]] == expected
-    assert [row[0] for row in made["sizes"]] == ["model3", "model77", "model77-width9"]
+    assert [row[:3] for row in seeds] == expected
+    assert [row[0] for row in sizes] == ["model3", "model77", "model77-width9"]
     front = (tmp_path / "front.md").read_text()
-    assert re.search(r"model3\.py\) \| strong +\| +7,784 \| +1 \| +99.500 \|", front)
+    assert re.search(r"model3\.py\) \| strong +\| +7,784 \| +1 \| +99.500 \| +- \|", front)
     for name in ("seeds.png", "frontier.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
