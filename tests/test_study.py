@@ -108,9 +108,8 @@ def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(
     row, (epoch,) = study.train_one(one, "cpu", "8k", again=False)
     assert row["parameters"] == 3683 and row["device_name"] == provenance.processor()
     assert 0 < epoch["one_view_acc"] < 100 and row["seconds"] == epoch["seconds"]
-    found, options = study.RUNS / one.name, ["--data-dir", str(small_data)]
-    assert Experiment.from_config(run_folder.read_config(found)) == one
-    assert train.main(["--evaluate", str(found), "--tta", *options]) == 0
+    command = ["--evaluate", str(study.RUNS / one.name), "--tta", "--data-dir", str(small_data)]
+    assert train.main(command) == 0
     assert f"test accuracy {row['views_acc']:.2f} %" in capsys.readouterr().out
 
 
