@@ -29,12 +29,10 @@ def curve(rate: float) -> float:
 
 def trainer_of(loss: Callable[[float], float]) -> SimpleNamespace:
     """A trainer that has this loss at each learning rate."""
-    group = {"lr": None}
-    return SimpleNamespace(
-        model=nn.Identity(),
-        optimizer=SimpleNamespace(param_groups=[group]),
-        step=lambda images, labels: (torch.tensor(loss(group["lr"])), None),
-    )
+    trainer = SimpleNamespace(model=nn.Identity(), optimizer=torch.optim.SGD([torch.zeros(1)]))
+    rate = trainer.optimizer.param_groups[0]
+    trainer.step = lambda images, labels: (torch.tensor(loss(rate["lr"])), None)
+    return trainer
 
 
 @pytest.mark.parametrize("diverged", [np.nan, np.inf, 5.0])

@@ -1,27 +1,27 @@
-"""Time an epoch of this repository and of the usual way, in turn, each alone on the machine.
+"""Time an epoch of this repository and of the usual way, in turn, each in a process of its own.
 
-    python -m tools.benchmark                             # model3, strong and classic
-    python -m tools.benchmark --images 2000 --rounds 1    # a trial, which is not recorded
-    python -m tools.benchmark --rounds 0                  # no timing: updates the table
+    python -m tools.benchmark               # model3 under "strong" and under "classic"
+    python -m tools.benchmark --rounds 0    # no timing: updates the table
 
-Both train the same network by the same recipe, each time in a new process, after a warm-up. Times
-on fewer images are scaled to 60,000. The usual way is that of most notebooks for this challenge:
-torchvision's transforms image by image, `.item()` at every step, and a DataLoader with four
-workers and pinned memory on a GPU, without workers on a CPU. The record is
+Both train the same network by the same recipe, after a warm-up. The usual way is that of most
+notebooks for this challenge: torchvision's transforms image by image, `.item()` at every step, and
+a DataLoader with four workers and pinned memory on a GPU, without workers on a CPU. The record is
 results/benchmark.json, its table in results/README.md.
 """
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from statistics import median
 from typing import Any
 
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
@@ -33,11 +33,11 @@ from files import write_atomically
 from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Augmentation, Loader, load_mnist
 from networks import ROOT, get_model, list_models
 from provenance import describe
-from recipes import RECIPES, Recipe
+from recipes import CLASSIC, STRONG, Recipe
 from train import Trainer, train_one_epoch
 
 RECORD, DOCUMENT = ROOT / "results" / "benchmark.json", ROOT / "results" / "README.md"
-ALL_IMAGES, WARM_UP_IMAGES, RECORDED = 60_000, 2_000, ["strong", "classic"]
+IMAGES, WARM_UP_IMAGES = 60_000, 2_000
 Epoch = Callable[[int], object]  # trains on the first so many images, each once
 
 
@@ -46,9 +46,8 @@ def usual_way(name: str, recipe: Recipe, device: torch.device) -> Epoch:
     from torchvision import datasets, transforms  # here, so that ours is timed without it
 
     shift, scale = recipe.translation / IMAGE_SIZE, 1 + recipe.scaling
-    interpolation = transforms.InterpolationMode(recipe.interpolation)
     bounds = recipe.rotation, (shift, shift), (1 / scale, scale), recipe.shear
-    augment = transforms.RandomAffine(*bounds, interpolation)
+    augment = transforms.RandomAffine(*bounds, transforms.InterpolationMode(recipe.interpolation))
     steps = [augment, transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
     data = datasets.MNIST(DATA_DIR, transform=transforms.Compose(steps), download=True)
     model = get_model(name).to(device)
@@ -84,7 +83,7 @@ def this_repository(name: str, recipe: Recipe, device: torch.device) -> Epoch:
     """An epoch of train.py, with the EMA that the recipe has."""
     reuse_freed_memory()
     images, labels = (part.to(device) for part in load_mnist(DATA_DIR, train=True))
-    trainer = Trainer(get_model(name).to(device), recipe, ALL_IMAGES)  # more steps than are made
+    trainer = Trainer(get_model(name).to(device), recipe, IMAGES)  # more steps than are made
     augmentation = Augmentation(*(getattr(recipe, field) for field in Augmentation._fields))
 
     def epoch(count: int) -> None:
@@ -98,26 +97,24 @@ def this_repository(name: str, recipe: Recipe, device: torch.device) -> Epoch:
 WAYS = {"usual way": usual_way, "this repository": this_repository}
 
 
-def time_one(_: int, way: str, what: tuple, images: int, threads: int, results: Any) -> None:
-    """Puts the seconds of an epoch of 60,000 images into `results`."""
-    torch.set_num_threads(threads)
-    epoch = WAYS[way](*what)
+def time_epoch(way: str, name: str, recipe: Recipe, device: torch.device, images: int) -> float:
+    """The seconds of an epoch on so many images, after a warm-up."""
+    epoch = WAYS[way](name, recipe, device)
     epoch(WARM_UP_IMAGES)
     begin = time.perf_counter()
     epoch(images)  # ends with figures that are read from the device, so it is done
-    results.put((time.perf_counter() - begin) * ALL_IMAGES / images)
+    return time.perf_counter() - begin
 
 
-def alone(way: str, what: tuple, images: int) -> float:
-    """The seconds of an epoch in a process of its own."""
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(time_one, (way, what, images, torch.get_num_threads(), results))
-    return results.get()
+def time_alone(*what: Any) -> float:
+    """`time_epoch` in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(time_epoch, *what).result()
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """A column per run: the median and range of its rounds, in Markdown."""
-    import pandas as pd  # here: a timed process imports neither
+    import pandas as pd  # here, so that a timed process imports neither
 
     from tools.tables import markdown
 
@@ -131,24 +128,22 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Measures, records what is of all images, and prints the table."""
-    device, is_kept = select_device(args.device), args.images == ALL_IMAGES
-    runs = json.loads(RECORD.read_text()) if is_kept and RECORD.exists() else {}
-    found, recipes = describe(device, args.model), [args.recipe] if args.recipe else RECORDED
+    """Measures, keeps the record, and updates the table."""
+    from tools.tables import write_tables
+
+    device = select_device(args.device)
+    runs = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    found = describe(device, args.model)
     place = f"{found['threads']} threads" if device.type == "cpu" else device.type
-    for recipe in recipes if args.rounds else []:
-        what, seconds = (args.model, RECIPES[recipe], device), {way: [] for way in WAYS}
-        jobs = [*product(range(args.rounds), WAYS)]
-        for _, way in tqdm(jobs, desc=f"{args.model}, {recipe}", unit="epoch"):
-            seconds[way].append(alone(way, what, args.images))
-        title = f"{found['device_name']}, {place}: {args.model}, {recipe}"
+    for recipe in (STRONG, CLASSIC) if args.rounds else ():
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        for _, way in tqdm([*product(range(args.rounds), WAYS)], desc=recipe.name, unit="epoch"):
+            seconds[way].append(time_alone(way, args.model, recipe, device, IMAGES))
+        title = f"{found['device_name']}, {place}: {args.model}, {recipe.name}"
         runs[title] = found | {"seconds": seconds}
     print(table(runs))
-    if is_kept:
-        from tools.tables import write_tables
-
-        write_atomically(RECORD, (json.dumps(runs, indent=1) + "\n").encode())
-        write_tables(DOCUMENT, {"benchmark": table(runs)})
+    write_atomically(RECORD, (json.dumps(runs, indent=1) + "\n").encode())
+    write_tables(DOCUMENT, {"benchmark": table(runs)})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,10 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     parser, default = Parser("python -m tools.benchmark", __doc__), "default: %(default)s"
     add = parser.add_argument
     add("--model", choices=list_models(), default="model3", help=default)
-    add("--recipe", choices=[*RECIPES], help="default: strong, then classic")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=default)
     add("--rounds", type=whole_number(0, 100), default=3, help=default)
-    add("--images", type=whole_number(1000, ALL_IMAGES), default=ALL_IMAGES, help=default)
     return exit_code(parser.prog, benchmark, parser.parse_args(argv))
 
 

@@ -45,19 +45,6 @@ def range_test(trainer: Trainer, loader: Loader) -> list[float]:
     return losses
 
 
-def plot(losses: list[float], smooth: np.ndarray, marks: dict[str, float], title: str) -> Figure:
-    """Plots losses and the smoothed losses over the rate, with a line at each rate in `marks`."""
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes, rates = figure.subplots(), RATES[: len(losses)]
-    axes.semilogx(rates, losses, ".", color="lightgray", label="loss of a batch")
-    axes.semilogx(rates, smooth, label="smoothed")
-    for number, (text, rate) in enumerate(marks.items(), start=1):
-        axes.axvline(rate, color=f"C{number}", linestyle="--", label=f"{text}: {rate:.2g}")
-    axes.set(xlabel="learning rate", ylabel="training loss", ylim=(0, 1.2 * losses[0]), title=title)
-    axes.legend()
-    return figure
-
-
 def draw(args: argparse.Namespace) -> None:
     """Runs the test, prints the rates that it finds, and writes the plot."""
     recipe, sizes = (
@@ -76,11 +63,19 @@ def draw(args: argparse.Namespace) -> None:
         raise RunError(f"{args.model}: the loss falls at no rate from {RATES[0]} to {RATES[-1]}")
     marks = {"loss falls fastest": RATES[np.gradient(smooth[: lowest + 1]).argmin()]}
     marks |= {"loss is lowest": RATES[lowest], "max_lr of the recipe": recipe.max_lr}
-    for text, rate in marks.items():
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes, rates = figure.subplots(), RATES[: len(losses)]
+    axes.semilogx(rates, losses, ".", color="lightgray", label="loss of a batch")
+    axes.semilogx(rates, smooth, label="smoothed")
+    for number, (text, rate) in enumerate(marks.items(), start=1):
         print(f"{text:20}  {rate:.2g}")
-    title = f"{experiment.network}, {recipe.name}"
+        axes.axvline(rate, color=f"C{number}", linestyle="--", label=f"{text}: {rate:.2g}")
+    axes.set(xlabel="learning rate", ylabel="training loss", ylim=(0, 1.2 * losses[0]))
+    axes.set_title(f"{experiment.network}, {recipe.name}")
+    axes.legend()
     path = args.out / f"{experiment.network}-{recipe.name}-lr-range.png"
-    write_atomically(path, png(plot(losses, smooth, marks, title)))
+    write_atomically(path, png(figure))
     print(path)
 
 

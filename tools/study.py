@@ -2,8 +2,7 @@
 
     python -m tools.study --model model4 --seeds 0-19
     python -m tools.study --model all --recipe classic --seeds 0-2,42
-    python -m tools.study --ablation      # the recipe "strong" without each of its parts
-    python -m tools.study --sizes         # other widths of model6
+    python -m tools.study --model model6 --size width=34 --seeds 0-4
     python -m tools.study --model model3 --seeds 0-4 --set max_lr=0.2 --out tries
     python -m tools.study --model model4 --seeds 0-49 --scheduler tcp://HOST:8786    # Dask
 
@@ -33,20 +32,12 @@ from cli import Parser, RunError, UsageError, exit_code, whole_number
 from device import select_device
 from networks import ROOT, count_parameters, get_model, list_models
 from provenance import commit_of
-from recipes import RECIPES, STRONG, Experiment, add_settings, sizes_of
+from recipes import RECIPES, Experiment, add_settings, sizes_of
 from run_folder import EpochRecord, is_finished, read_config, read_metrics
 from tools import tables
 
 TRAIN, RUNS = ROOT / "train.py", ROOT / "runs" / "study"
 RUNNING: set[subprocess.Popen] = set()  # they end with the study
-# Of model6, beside its own 25: "strong" where its validation loss is below that of "mild".
-WIDTHS = {18: "mild", 34: "strong", 41: "strong", 48: "strong", 54: "strong"}
-AFFINE = ["rotation=7", "translation=0", "scaling=0", "shear=0", "interpolation=nearest"]
-# "strong", whole and without each of its parts
-PARTS = ([], ["batch_size=128", "max_lr=0.3"], AFFINE, ["ema_decay=0"], ["weight_decay=0"])
-ABLATION = [STRONG.changed(settings) for settings in PARTS]
-
-# ----------------------------------------------------------------------------------- a run
 
 
 def call_train(*options: Any) -> str:
@@ -65,25 +56,25 @@ def call_train(*options: Any) -> str:
 def options_of(experiment: Experiment, challenge: str) -> list[str]:
     """The options of train.py; the name of a changed recipe holds all changes."""
     recipe, *settings = experiment.recipe.name.split("+")
-    values = {"model": experiment.model, "recipe": recipe, "seed": experiment.seed}
-    values |= {"holdout": experiment.holdout, "challenge": challenge, "out-dir": RUNS}
-    sizes = [f"--size={name}={value}" for name, value in experiment.sizes.items()]
-    return [f"--{k}={v}" for k, v in values.items()] + [f"--set={s}" for s in settings] + sizes
+    options = [f"--model={experiment.model}", f"--recipe={recipe}", f"--seed={experiment.seed}"]
+    options += [f"--holdout={experiment.holdout}", f"--challenge={challenge}", f"--out-dir={RUNS}"]
+    options += [f"--set={setting}" for setting in settings]
+    return options + [f"--size={name}={value}" for name, value in experiment.sizes.items()]
 
 
 def earlier_runs(experiment: Experiment, device: str) -> list[Path]:
     """The folders of runs of `experiment` with this commit, torch and device."""
-    now = {"commit": commit_of(experiment.model), "torch": torch.__version__, "device": device}
-    if (now["commit"] or "-dirty").endswith("-dirty"):  # the code of that run is not known
+    commit, found = commit_of(experiment.model), []
+    if not commit or commit.endswith("-dirty"):  # the code of an earlier run is not known
         return []
-    found = []
-    for path in RUNS.glob(f"{experiment.name}*/config.json"):
+    now = {"commit": commit, "torch": torch.__version__, "device": device}
+    for folder in RUNS.glob(f"{experiment.name}*"):
         with suppress(UsageError):  # damaged, or of another version
-            config = read_config(path.parent)
+            config = read_config(folder)
             run = Experiment.from_config(config)
             is_same = (run.name, run.recipe) == (experiment.name, experiment.recipe)
             if is_same and now.items() <= config.items():
-                found.append(path.parent)
+                found.append(folder)
     return found
 
 
@@ -117,9 +108,6 @@ def train_one(
     return row, [key | record for record in records]
 
 
-# -------------------------------------------------------------------------------- many runs
-
-
 def dask_workers(scheduler: str) -> Executor:
     """The workers of a Dask scheduler; OSError where none answers."""
     from distributed import Client  # of requirements-dev.txt
@@ -141,24 +129,20 @@ def train_all(experiments: list[Experiment], task: Any, pool: Executor, results:
             try:
                 row, records = future.result()
                 tables.keep_record(row, records, results)
+                print(f"{name}: {records[-1]['acc']:.2f} % at the last epoch", flush=True)
             except Exception as error:  # of one run: the others go on
                 failed.append(name)
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 print(f"{name}: {reason}", file=sys.stderr)
-            else:
-                print(f"{name}: {records[-1]['acc']:.2f} % at the last epoch", flush=True)
-    finally:
+    finally:  # also after Ctrl-C or SIGTERM
         for future in futures:
             future.cancel()
-        while not all(future.done() for future in futures):  # after Ctrl-C or SIGTERM
+        while not all(future.done() for future in futures):  # a run may just be starting
             for process in list(RUNNING):
                 process.terminate()
             time.sleep(0.1)
     if failed:
         raise RunError(f"not trained: {'; '.join(failed)}; the same command trains them again")
-
-
-# ----------------------------------------------------------------------------- command line
 
 
 def seed_range(text: str) -> list[int]:
@@ -173,64 +157,43 @@ def seed_range(text: str) -> list[int]:
     return sorted(seeds)
 
 
-def experiments_of(args: argparse.Namespace) -> list[Experiment]:
-    """All experiments that were asked for, seed by seed."""
-    names = list_models() if args.model == "all" else [args.model]
-    recipe, sizes = (
-        RECIPES[args.recipe or "strong"].changed(args.settings),
-        sizes_of(args.sizes),
-    )
-    kinds, seeds, holdout = [(name, recipe, sizes) for name in names], args.seeds, args.holdout
-    if args.ablation:
-        kinds, holdout = [("model4", recipe, {}) for recipe in ABLATION], 10_000
-        seeds = seeds or range(3)
-    if args.widths:
-        kinds = [("model6", RECIPES[name], {"width": width}) for width, name in WIDTHS.items()]
-        seeds = seeds or range(5)
-    if not seeds:
-        raise UsageError("which seeds? Add them, as in --seeds 0-19")
-    pairs = product(seeds, kinds)
-    return [Experiment(name, recipe, seed, holdout, size) for seed, (name, recipe, size) in pairs]
-
-
 def study(args: argparse.Namespace) -> None:
     """Trains what is not on record, updates tables and pictures, and prints the distribution."""
     if not args.scheduler:
         select_device(args.device)
-    experiments, results = experiments_of(args), args.out or tables.RESULTS
-    for one in {one.network: one for one in experiments}.values():
-        get_model(one.model, **one.sizes)  # fails before hours of training
+    recipe, sizes = RECIPES[args.recipe or "strong"].changed(args.settings), sizes_of(args.sizes)
+    models = list_models() if args.model == "all" else [args.model]
+    for model in models:
+        get_model(model, **sizes)  # fails before hours of training
+    pairs = product(args.seeds, models)  # seed by seed
+    experiments = [Experiment(model, recipe, seed, args.holdout, sizes) for seed, model in pairs]
+    keys, results = [key_of(one) for one in experiments], args.out or tables.RESULTS
     results.mkdir(parents=True, exist_ok=True)
     on_record = tables.read(results, "runs.csv")[tables.KEY].to_dict("records")
-    todo = [one for one in experiments if args.again or key_of(one) not in on_record]
-    print(f"{len(experiments) - len(todo)} of {len(experiments)} runs are on record", flush=True)
-    place = {"device": args.device, "challenge": args.challenge, "again": args.again}
+    todo = [one for one, key in zip(experiments, keys) if args.again or key not in on_record]
+    print(f"{len(keys) - len(todo)} of {len(keys)} runs are on record", flush=True)
+    task = partial(train_one, device=args.device, challenge=args.challenge, again=args.again)
     try:
-        if todo:
-            threads = ThreadPoolExecutor(args.processes or os.cpu_count())
-            pool = dask_workers(args.scheduler) if args.scheduler else threads
-            train_all(todo, partial(train_one, **place), pool, results)
+        if args.scheduler:
+            train_all(todo, task, dask_workers(args.scheduler), results)
+        else:
+            train_all(todo, task, ThreadPoolExecutor(args.processes or os.cpu_count()), results)
     finally:
         if not args.out:
             tables.update()
-    challenge, keys = CHALLENGES[args.challenge], [key_of(one) for one in experiments]
+    challenge = CHALLENGES[args.challenge]
     records = tables.read_records(results, challenge)
     asked = records.loc[[key in keys for key in records[tables.KEY].to_dict("records")]]
     print(tables.markdown(tables.summary(asked, challenge), 2))
-    if args.ablation:
-        print(f"\n{tables.ablation_table(asked)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser, default = Parser("python -m tools.study", __doc__), "default: %(default)s"
-    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
-    what.add_argument("--model", choices=[*list_models(), "all"], default="model3", help=default)
-    what.add_argument("--ablation", action="store_true", help="take parts out of the recipe strong")
-    widths = {"action": "store_true", "help": "train other widths of model6"}
-    what.add_argument("--sizes", dest="widths", **widths)
+    add = parser.add_argument
+    add("--model", choices=[*list_models(), "all"], default="model3", help=default)
     add_settings(parser)
-    add("--seeds", type=seed_range, help="0-19, 42 or 0-4,42")
+    add("--seeds", type=seed_range, required=True, help="0-19, 42 or 0-4,42")
     holdout = "train without the last N training images, and evaluate on them, as for tuning"
     add("--holdout", type=whole_number(0, 50_000), default=0, metavar="N", help=holdout)
     add("--challenge", choices=[*CHALLENGES], default="8k", help=default)
@@ -240,11 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     processes = "at the same time (default: one per core)"
     add("--processes", type=whole_number(1, 1024), metavar="N", help=processes)
     add("--scheduler", metavar="ADDRESS", help="train on the workers of this Dask scheduler")
-    args = parser.parse_args(argv)
-    changed = args.recipe or args.settings or args.sizes or args.holdout
-    if (args.ablation or args.widths) and changed:
-        parser.error("--ablation and --sizes have recipes, sizes and images of their own")
-    return exit_code(parser.prog, study, args)
+    return exit_code(parser.prog, study, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

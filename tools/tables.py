@@ -15,6 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+from matplotlib.figure import Figure
+from scipy import stats
+
 from challenges import CHALLENGES, Challenge
 from cli import Parser, UsageError, exit_code
 from curves import png, table_header, table_row
@@ -24,9 +28,6 @@ from run_folder import KEYS, ONE_VIEW, EpochRecord
 
 try:
     import pandas as pd
-    from filelock import FileLock
-    from matplotlib.figure import Figure
-    from scipy import stats
 except ImportError as error:
     print(f"error: {error}; run: pip install -r requirements-dev.txt", file=sys.stderr)
     sys.exit(2)
@@ -38,11 +39,9 @@ COLUMNS = {
     "runs.csv": ["model", "parameters", *KEY[1:], *MADE_BY, "seconds", "views_acc"],
     "epochs.csv": [*KEY, *KEYS, ONE_VIEW],
 }
-DEFAULT, LAST_EPOCHS = CHALLENGES["8k"], 5  # the challenge of the documents
+DEFAULT = CHALLENGES["8k"]  # of the documents
 CLAIMED, RECIPE = ("model4", "model5"), "strong"  # of the claim; the recipe of most tables
-MEET = "meet the challenge (95 %)"
-
-# ------------------------------------------------------------------------------- records
+MEAN, MEET = "last epoch, mean ± (95 %)", "meet the challenge (95 %)"
 
 
 def read(results: Path, name: str, **options: Any) -> pd.DataFrame:
@@ -72,30 +71,23 @@ def read_epochs(results: Path = RESULTS) -> pd.DataFrame:
 
 
 def read_records(results: Path = RESULTS, challenge: Challenge = DEFAULT) -> pd.DataFrame:
-    """A row per run: that of runs.csv, and figures of its epochs, with accuracies in %."""
-    runs, by_run = (
-        read(results, "runs.csv", dtype={"commit": str}),
-        read_epochs(results).groupby(KEY),
+    """A row per run, model10 after model9: that of runs.csv, and figures of its epochs."""
+    runs, epochs = read(results, "runs.csv", dtype={"commit": str}), read_epochs(results)
+    figures = epochs.groupby(KEY).agg(
+        epochs=("epoch", "size"),
+        all_acc=("acc", list),
+        acc=("acc", "last"),
+        lowest=("acc", lambda acc: min(challenge.counted_accuracies([*acc]))),
+        late_acc=("acc", lambda acc: acc.tail(3).mean()),
+        late_loss=("loss", lambda loss: loss.tail(3).mean()),
+        reached=("acc", lambda acc: challenge.reached([*acc])),
+        one_view_acc=(ONE_VIEW, "last"),
+        one_view_reached=(ONE_VIEW, lambda acc: challenge.reached([*acc])),
     )
-    figures = by_run["acc"].agg(
-        epochs="size",
-        acc="last",
-        lowest=lambda acc: acc.tail(LAST_EPOCHS).min(),
-        late_acc=lambda acc: acc.tail(3).mean(),
-        reached=lambda acc: challenge.reached([*acc]),
-        all_acc=list,
-    )
-    figures["late_loss"] = by_run["loss"].agg(lambda loss: loss.tail(3).mean())
-    figures[["one_view_acc", "all_one_view_acc"]] = by_run[ONE_VIEW].agg(["last", list])
     records = runs.merge(figures.reset_index(), on=KEY)
-    for name, accuracies in (("meets", "all_acc"), ("one_view_meets", "all_one_view_acc")):
-        pairs = zip(records["parameters"], records[accuracies])
-        records[name] = [all(challenge.checks(*pair).values()) for pair in pairs]
-    # model10 after model9
+    checks = map(challenge.checks, records["parameters"], records["all_acc"])
+    records["meets"] = [all(check.values()) for check in checks]
     return records.sort_values("model", key=lambda names: names.str.len(), kind="stable")
-
-
-# ------------------------------------------------------------------ statistics and tables
 
 
 def interval(values: pd.Series) -> float:
@@ -107,6 +99,14 @@ def mean_and_interval(values: pd.Series, form: str = ".2f") -> str:
     """Such as "99.58 ± 0.01"; the mean alone of one value, "-" of none."""
     spread = f" ± {interval(values):{form.strip('+')}}" if len(values) > 1 else ""
     return f"{values.mean():{form}}{spread}" if len(values) else "-"
+
+
+def mean_on_record(values: pd.Series) -> str:
+    """The mean, with the number of seeds where some have no value; "-" where none has."""
+    if values.isna().all():
+        return "-"
+    seeds = f" ({values.count()} seeds)" if values.hasnans else ""
+    return f"{values.mean():.3f}{seeds}"
 
 
 def count(met: pd.Series) -> str:
@@ -136,20 +136,23 @@ def summary(runs: pd.DataFrame, challenge: Challenge = DEFAULT) -> pd.DataFrame:
     counted, enough, rows = challenge.counted.name.lower().replace("_", " "), challenge.accuracy, []
     for key, group in runs.groupby(["model", "recipe", "holdout", "parameters"], sort=False):
         (model, recipe, holdout, parameters), acc = key, group["acc"]
-        row = {"model": model, "recipe": recipe}
-        if runs["holdout"].any():
-            row["images"] = f"{holdout:,} validation" if holdout else "test"
-        row |= {"seeds": str(len(group)), "parameters": f"{parameters:,}"}
-        row["last epoch, mean ± (95 %)"] = mean_and_interval(acc, ".3f")
-        row["std"] = f"{acc.std():.3f}" if len(acc) > 1 else "-"
-        row |= {"min": f"{acc.min():.2f}", "max": f"{acc.max():.2f}"}
-        row[f"last ≥ {enough} %"] = count(acc >= enough)
-        row[f"{counted} ≥ {enough} %"] = count(group["reached"])
-        row[MEET] = "-" if holdout else share(group["meets"])
-        by_one = f"{group['one_view_acc'].mean():.3f}, {count(group['one_view_meets'])} meet it"
-        row["one view"] = "-" if holdout or group["one_view_acc"].isna().any() else by_one
-        views = group["views_acc"]
-        row["nine views"] = "-" if views.isna().any() else f"{views.mean():.3f}"
+        images = f"{holdout:,} validation" if holdout else "test"
+        row = {
+            "model": model,
+            "recipe": recipe,
+            "images": images if runs["holdout"].any() else "-",
+            "seeds": str(len(group)),
+            "parameters": f"{parameters:,}",
+            MEAN: mean_and_interval(acc, ".3f"),
+            "std": f"{acc.std():.3f}" if len(acc) > 1 else "-",
+            "min": f"{acc.min():.2f}",
+            "max": f"{acc.max():.2f}",
+            f"last ≥ {enough} %": count(acc >= enough),
+            f"{counted} ≥ {enough} %": count(group["reached"]),
+            MEET: "-" if holdout else share(group["meets"]),
+            "one view": mean_on_record(group["one_view_acc"]),
+            "nine views": mean_on_record(group["views_acc"]),
+        }
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.loc[:, (table != "-").any()]
@@ -163,11 +166,9 @@ def under_one_recipe(runs: pd.DataFrame) -> pd.DataFrame:
 
 def attempts_table(tested: pd.DataFrame) -> str:
     """A row for each modelX.py, under one recipe; "-" where none is on record."""
-    titles = ["recipe", "parameters", "seeds", "last epoch, mean ± (95 %)", "one view", "min", MEET]
+    titles = ["recipe", "parameters", "seeds", MEAN, "one view", "min", MEET]
     found = summary(under_one_recipe(tested)).reindex(columns=["model", *titles])
     table = found.drop_duplicates("model", keep="last").set_index("model").reindex(list_models())
-    if table["one view"].isna().all():
-        table = table.drop(columns="one view")
     table = table.astype(object).fillna("-")
     table.insert(0, "attempt", [f"[{name}]({name}.py)" for name in table.index])
     return markdown(table, 2)
@@ -178,20 +179,20 @@ def claim(tested: pd.DataFrame, name: str) -> str:
     runs = tested.query("model == @name and recipe == @RECIPE")
     if runs.empty:
         return f'**No record of {name} under the recipe "{RECIPE}" yet.**'
-    acc, views, by_view = runs["acc"], len(getattr(get_model(name), "views", " ")), ""
-    if views > 1:
-        by_view = f" Each prediction averages {views} views of the image"
-        if runs["one_view_acc"].notna().all():
-            mean, met = mean_and_interval(runs["one_view_acc"]), count(runs["one_view_meets"])
-            by_view += f"; by one view: {mean} %, and {met} seeds"
-        by_view += "."
-    return (
-        f"**{name}, {runs['parameters'].max():,} parameters, {runs['epochs'].max()} epochs: "
+    acc, by_one = runs["acc"], runs.dropna(subset="one_view_acc")
+    text = (
+        f"{name}, {runs['parameters'].max():,} parameters, {runs['epochs'].max()} epochs: "
         f"{mean_and_interval(acc)} % test accuracy at the last epoch (mean of {len(runs)} seeds "
         f"and its 95 % interval; standard deviation {acc.std():.2f}, minimum {acc.min():.2f} %), "
         f"and {count(runs['reached'])} seeds with the last five epochs ≥ {DEFAULT.accuracy} %."
-        f"{by_view}**"
     )
+    if views := getattr(get_model(name), "views", ()):
+        text += f" Each prediction averages {len(views)} views of the image"
+        if len(by_one):
+            mean, met = mean_and_interval(by_one["one_view_acc"]), count(by_one["one_view_reached"])
+            text += f"; by one view ({len(by_one)} seeds): {mean} %, and {met} seeds"
+        text += "."
+    return f"**{text}**"
 
 
 def epochs_tables(epochs: pd.DataFrame) -> str:
@@ -225,28 +226,25 @@ def ablation_table(records: pd.DataFrame) -> str:
     return markdown(pd.DataFrame(rows), 3)
 
 
-# ------------------------------------------------------------------------------- pictures
-
-
 def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
     """Test accuracy by epoch, each seed faint, the mean bold: attempts with `fewest` seeds."""
     runs = epochs.query("recipe == @RECIPE and holdout == 0 and model in @list_models()")
     runs = runs.groupby("model").filter(lambda rows: rows["seed"].nunique() >= fewest)
-    runs = runs.groupby("model")
-    figure = Figure(figsize=(4.5 * (len(runs) or 1), 4), layout="constrained")
-    panels = figure.subplots(1, len(runs) or 1, sharey=True, squeeze=False)[0]
-    panels[0].set_ylabel("test accuracy (%)")
-    for axis, (name, rows) in zip(panels, runs):
+    models, panels = runs.groupby("model"), max(runs["model"].nunique(), 1)
+    figure = Figure(figsize=(4.5 * panels, 4), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    axes[0].set_ylabel("test accuracy (%)")
+    for axis, (name, rows) in zip(axes, models):
         table = rows.pivot(index="epoch", columns="seed", values="acc")
-        late = table.tail(LAST_EPOCHS)
+        late = table.loc[DEFAULT.counted_accuracies([*table.index])]
         axis.axhline(DEFAULT.accuracy, color="C1", linewidth=1)
         axis.axvspan(late.index[0] - 0.5, late.index[-1] + 0.5, color="C1", alpha=0.08)
         axis.plot(table, color="C0", alpha=0.3, linewidth=1)
         axis.plot(table.mean(axis=1), color="C0", linewidth=2.5)
         met = f"{count((late >= DEFAULT.accuracy).all())} seeds with the last five"
         axis.set_title(f"{name}: {met} ≥ {DEFAULT.accuracy} %", fontsize=10)
-        low = min(98.6, late.min(axis=None))
-        axis.set(xlabel="epoch", xticks=table.index[::2], ylim=(low, 99.75))
+        axis.set(xlabel="epoch", xticks=table.index[::2])
+        axis.set_ylim(min(98.6, late.min(axis=None)), 99.75)
         axis.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
@@ -285,9 +283,6 @@ def plot_frontier(tested: pd.DataFrame) -> bytes:
     return png(figure)
 
 
-# ------------------------------------------------------------------------------ documents
-
-
 def write_tables(path: Path, tables: dict[str, str]) -> None:
     """Puts each table between its markers in the document `path`, in place of what was there."""
     text = path.read_text(encoding="utf-8")
@@ -304,8 +299,7 @@ def documents(records: pd.DataFrame, epochs: pd.DataFrame) -> dict[Path, dict[st
     """The tables of each document, by name."""
     tested = records[records["holdout"] == 0]
     attempts = tested[~tested["model"].str.contains("-")]
-    is_small = tested["parameters"].map(DEFAULT.parameters.allows).astype(bool)
-    small = under_one_recipe(tested[is_small])
+    small = under_one_recipe(tested[tested["parameters"] <= DEFAULT.parameters.value])
     sizes = summary(small.sort_values("parameters", kind="stable"))
     claims = "\n".join(f"- {claim(tested, name)}" for name in CLAIMED)
     results = {"seeds": markdown(summary(attempts), 2), "sizes": markdown(sizes, 2)}
