@@ -182,7 +182,7 @@ def test_examples_in_the_help_work(call: Call) -> None:
     examples = re.findall(r"^ +python train\.py(.*?)(?: +#.*)?$", call("--help")[1], re.MULTILINE)
     assert len(examples) >= 3
     for example in examples:
-        train.options().parse_args(example.split())
+        train.build_parser().parse_args(example.split())
 
 
 def test_dry_run_leaves_nothing_behind(call, monkeypatch, tmp_path) -> None:
@@ -226,7 +226,7 @@ def test_loss_that_is_not_finite(call: Call, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(dataset, "augment", spoilt)
     outcome = call("--epochs", "2", "--batch-size", "100", "--quiet")
-    assert_refused(outcome, "not finite from epoch 2, batch 3 of 5 on; try ", 1)
+    assert_refused(outcome, "not finite in epoch 2, batch 3 of 5; try ", 1)
     (checkpoint,) = Path("runs").glob("*/checkpoint.pt")
     state = read_state(checkpoint)
     assert len(state["records"]) == 1
