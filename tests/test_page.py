@@ -130,7 +130,7 @@ def test_page_and_picture_are_up_to_date(monkeypatch) -> None:
     picture = Image.open(screenshot.PICTURE)
     assert picture.text["page"] == hashlib.sha256(page).hexdigest(), "run tools.page.screenshot"
     assert len(page) < 500_000
-    monkeypatch.setattr(predict, "SURE", 0.5)  # one of the things that the page is made of
+    monkeypatch.setattr(predict, "MIN_PROBABILITY", 0.5)  # it is written into the page
     assert build.parts()["digest"].encode() not in page
 
 
@@ -266,7 +266,7 @@ def test_keyboard(opened: Browser) -> None:
 
 
 def test_low_confidence_is_marked_unsure(opened: Browser) -> None:
-    assert opened.execute_script("return DATA.sure") == build.threshold()
+    assert opened.execute_script("return DATA.sure") == predict.MIN_PROBABILITY
     script = "DATA.sure = arguments[0]; requestUpdate()"
     answer = opened.find_element(By.CSS_SELECTOR, ".answer span")
     draw(opened, strokes_of(1))

@@ -77,7 +77,7 @@ def test_several_digits_are_printed_line_by_line(tmp_path: Path, capsys) -> None
     picture.save(path)
     (row,) = output([path], capsys)
     assert digits(row) == "".join(rows) and row["lines"] == rows and row["sure"]
-    assert predict.SURE_READING < row["confidence"] <= 1
+    assert predict.MIN_CONFIDENCE < row["confidence"] <= 1
     left, top, right, bottom = np.array(row["digits"][2]["box"]) * (2 * picture.size)  # the 4
     assert left == pytest.approx(30, abs=3) and top == pytest.approx(30 + 96, abs=8)
     assert right < 100 and bottom == pytest.approx(top + 60, abs=5)
@@ -98,6 +98,13 @@ def test_confidence_is_honest(network: nn.Module) -> None:
 
     assert sure(range(1000, 1040)) >= 0.95
     assert sure(range(-1040, -1000)) <= 0.4
+
+
+def test_a_single_digit_with_the_least_sure_probability_has_the_least_confidence() -> None:
+    probability = torch.tensor([predict.MIN_PROBABILITY])
+    digit = predict.CandidateDigit(0, 1, 0.0, probabilities=probability)
+    reading = predict.Reading([[digit]], -probability.log().item())
+    assert reading.confidence == pytest.approx(predict.MIN_CONFIDENCE, abs=0.01)
 
 
 def test_a_test_digit_stays_as_it_is(mnist: Digits) -> None:
@@ -169,8 +176,8 @@ def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits) -> None:
     seven = Image.fromarray(mnist["test"][0][0, 0].numpy())
     contents = {
         "empty: not a picture, or damaged": b"",
-        "cut: a damaged picture": pictures.encode(seven.resize((280, 280)))[:600],
-        "white: nothing stands out on it": pictures.encode(Image.new("RGB", (50, 80), "white")),
+        "cut: not a picture, or damaged": pictures.encode(seven.resize((280, 280)))[:600],
+        "white: no digit found: too": pictures.encode(Image.new("RGB", (50, 80), "white")),
         "clear: nothing but transparency": pictures.encode(Image.new("RGBA", (50, 80))),
         "bomb: larger than 89 million pixels": pictures.encode(Image.new("1", (10_000, 10_000))),
         "pdf: a PDF; export its page as PNG": b"%PDF-1.7 ...",
@@ -247,7 +254,7 @@ def test_a_program_gets_one_kind_of_error(tmp_path: Path, monkeypatch) -> None:
     floats = np.full((40, 60), 3e38, dtype=np.float32)
     floats[10:30, 28:32] = (-3e38, np.nan, np.inf, -np.inf)
     for picture in (Image.new("L", (40, 60), 128), Image.fromarray(floats)):
-        with pytest.raises(UsageError, match=r"^nothing stands out"):
+        with pytest.raises(UsageError, match=r"^no digit found"):
             predict.probabilities(picture)
     monkeypatch.setattr(predict, "WEIGHTS_DIR", tmp_path)
     with pytest.raises(UsageError, match=r"train\.py --model model2\), .* --weights runs/model2-"):

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from onnx import helper, numpy_helper
 
 import predict
@@ -134,21 +133,11 @@ def networks() -> list[dict[str, Any]]:
     return found
 
 
-def threshold() -> float:
-    """The least probability of a digit on its own that predict.py does not mark as unsure."""
-    for percent in np.arange(50, 100, 0.1).round(1):
-        row = torch.tensor([percent / 100])
-        reading = predict.Reading([[predict.Digit((), np.empty(0), row)]], -row.log().item())
-        if reading.confidence >= predict.SURE:
-            break
-    return round(float(percent) / 100, 3)
-
-
 def parts() -> dict[str, str]:
     """What the page is made of but the networks, by name; `digest` is of all of it."""
     images, labels = load_mnist(DATA_DIR, train=False)
     samples = [{"digit": labels[i].item(), "pixels": encoded(images[i].numpy())} for i in SAMPLES]
-    found = {"samples": json.dumps(samples), "sure": f"{threshold()}"}
+    found = {"samples": json.dumps(samples), "sure": f"{predict.MIN_PROBABILITY}"}
     for name in ("page.css", "page.js", "page.html", "build.py"):
         found[name] = (SOURCE / name).read_text(encoding="utf-8")
     digest = hashlib.sha256(json.dumps(found).encode())
