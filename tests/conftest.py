@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ def threads() -> Iterator[None]:
     yield
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def forget_written_models() -> Iterator[None]:
+    """Imports each test's own model_....py, and not one of the same name from another test."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("model_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture
