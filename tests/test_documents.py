@@ -50,8 +50,8 @@ def test_every_accuracy_is_on_record(name: str) -> None:
         level=[0, 1]
     )
     counts = {(met.sum(), len(met)) for _, met in meets}
-    told = re.findall(r"(\d+) of (?:the )?(\d\d+) (?:seeds meet|keep)", text)
-    assert {(int(met), int(seeds)) for met, seeds in told} <= counts
+    stated = re.findall(r"(\d+) of (?:the )?(\d\d+) (?:seeds meet|keep)", text)
+    assert {(int(met), int(seeds)) for met, seeds in stated} <= counts
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -44,7 +44,7 @@ def digits(row: dict[str, Any]) -> str:
 
 
 def output(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """What the command line prints as JSON: all ten guesses on each picture."""
+    """What the command line prints as JSON: all ten predictions for each picture."""
     assert predict.main([*map(str, arguments), "--json", "--top", "10"]) == 0
     return json.loads(capsys.readouterr().out)
 
