@@ -127,7 +127,7 @@ def test_beside_several_views_stands_one(tmp_path: Path) -> None:
     assert table["one view"].to_dict() == {"model4": "-", "model5": "99.400 (2 seeds)"}
     assert "views" not in tables.claim(records, "model4")
     claim = tables.claim(records, "model5")
-    assert "4 views of the image; by one view (2 seeds): 99.40 ± 1.27 %, and 1 of 2 seeds." in claim
+    assert "4 views of the image; by one view (2 seeds): 99.40 %, and 1 of 2 seeds." in claim
 
 
 def test_wilson_interval() -> None:

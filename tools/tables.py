@@ -189,8 +189,8 @@ def claim(tested: pd.DataFrame, name: str) -> str:
     if views := getattr(get_model(name), "views", ()):
         text += f" Each prediction averages {len(views)} views of the image"
         if len(by_one):
-            mean, met = mean_and_interval(by_one["one_view_acc"]), count(by_one["one_view_reached"])
-            text += f"; by one view ({len(by_one)} seeds): {mean} %, and {met} seeds"
+            mean, met = by_one["one_view_acc"].mean(), count(by_one["one_view_reached"])
+            text += f"; by one view ({len(by_one)} seeds): {mean:.2f} %, and {met} seeds"
         text += "."
     return f"**{text}**"
 
