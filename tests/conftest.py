@@ -26,11 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=2, help="how often test_kills.py kills a run")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """One of several processes has one thread, and so has what it starts: cores are shared."""
-    if hasattr(config, "workerinput"):
-        os.environ["OMP_NUM_THREADS"] = "1"
-        torch.set_num_threads(1)
+def pytest_configure() -> None:
+    """Tests, and what they start, use one thread: in work so small, more wait for each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,30 +40,21 @@ def no_network() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Restores what belongs to the whole process: the number of threads, and its signals."""
-    before = torch.get_num_threads()
-    # As Python has them: fixtures of modules call scripts too, which leave theirs behind.
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def process() -> Iterator[None]:
+    """Restores what scripts change of the process: threads, signals, and a test's own models."""
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def forget_written_models() -> Iterator[None]:
-    """Imports each test's own model_....py, and not one of the same name from another test."""
-    yield
     for name in [name for name in sys.modules if name.startswith("model_")]:
         del sys.modules[name]
 
 
 @pytest.fixture
-def one_thread(threads: None) -> None:
-    """For small work, in which more threads only wait for each other."""
-    torch.set_num_threads(1)
+def one_thread() -> None:
+    """What every test has; asked for by test_predict.py."""
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_an_epoch_is_timed_in_a_process_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("recipe", [CLASSIC, STRONG], ids=["classic", "strong"])
-def test_both_ways_train(recipe: Recipe, tmp_path: Path, monkeypatch, one_thread: None) -> None:
+def test_both_ways_train(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
     raw = tmp_path / "MNIST" / "raw"  # which the usual way unpacks
     shutil.copytree(DATA_DIR / "MNIST" / "raw", raw, ignore=shutil.ignore_patterns("*-ubyte"))
     monkeypatch.setattr(benchmark, "DATA_DIR", tmp_path)

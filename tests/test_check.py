@@ -8,7 +8,6 @@ import pytest
 import networks
 from tools import check, new
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 FILE = '''"""Target, Result and Analysis."""
 import torch

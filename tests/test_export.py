@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from networks import get_model, list_models, load_model
 from tools import export, tables
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = Path(__file__).parent.parent / "weights"
 TRAINED = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
 

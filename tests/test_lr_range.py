@@ -13,8 +13,6 @@ from torch import nn
 import train
 from tools import lr_range
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def training_images(mnist: dict, monkeypatch: pytest.MonkeyPatch) -> None:

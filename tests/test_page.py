@@ -27,7 +27,6 @@ from networks import load_model
 from tools import export
 from tools.page import build, screenshot
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 Browser = webdriver.Chrome
 URL = build.PAGE.as_uri()
 

@@ -10,7 +10,6 @@ from torch import nn
 from networks import get_model, list_models
 from tools import receptive_field
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 BY_HAND = {  # receptive field and jump of each row below the input, worked out on paper
     "model1": ("3 5 5 6 10 14 18 22 32 32", "1 1 1 2 2 2 2 2 12 12"),

@@ -67,9 +67,7 @@ def begin(experiment: Experiment, data_dir: Path, patch: pytest.MonkeyPatch) -> 
     return study.RUNS / experiment.name
 
 
-def test_a_study_trains_what_has_no_record(
-    folder: Path, small_data: Path, one_thread: None, capsys
-) -> None:
+def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsys) -> None:
     """On two threads of a Dask worker first, where a run gives what it gives alone."""
     from distributed import LocalCluster, default_client
 
@@ -118,7 +116,7 @@ def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(
 
 
 def test_an_unfinished_run_is_resumed_and_never_taken_from_another(
-    folder: Path, small_data: Path, one_thread: None, monkeypatch, capsys
+    folder: Path, small_data: Path, monkeypatch, capsys
 ) -> None:
     one = Experiment("model6", CLASSIC.changed(["epochs=2"]), 5, 100)
     begun = begin(one, small_data, monkeypatch)
@@ -132,9 +130,7 @@ def test_an_unfinished_run_is_resumed_and_never_taken_from_another(
     assert tables.read_epochs(folder / "tries")["seconds"][0] == first["seconds"]
 
 
-def test_a_run_of_other_code_or_settings_stays_as_it_is(
-    small_data: Path, one_thread: None, monkeypatch
-) -> None:
+def test_a_run_of_other_code_or_settings_stays_as_it_is(small_data: Path, monkeypatch) -> None:
     one = Experiment("model6", CLASSIC.changed(["epochs=2"]), 1, 100, {"width": 18})
     begun = begin(one, small_data, monkeypatch)
     assert study.earlier_runs(one, "cpu") == [begun] and study.earlier_runs(one, "cuda") == []

@@ -9,7 +9,6 @@ import networks
 from files import write_state
 from tools import export, receptive_field, report
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEAD = '''"""An attempt."""
 
