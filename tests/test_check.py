@@ -8,7 +8,6 @@ import pytest
 import networks
 from tools import check, new
 
-
 FILE = '''"""Target, Result and Analysis."""
 import torch
 from torch import nn

@@ -111,20 +111,11 @@ def test_extra_state_complex_weights_and_batchnorm_of_vectors(
 ) -> None:
     """Trains without a batch of one image, resumes, and is evaluated by its own recipe."""
     write_model(ODD)
-    command = [
-        "--model",
-        "model_own",
-        "--recipe",
-        "classic",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "499",
-    ]
-    command += ["--set", "max_lr=0.001", "--set", "label_smoothing=0.2", "--device", "cpu"]
+    command = "--model model_own --recipe classic --epochs 2 --batch-size 499 --device cpu"
+    command += f" --set max_lr=0.001 --set label_smoothing=0.2 --out-dir {tmp_path / 'runs'}"
     with pytest.MonkeyPatch.context() as patch:
         fail_at(2, train, "evaluate", KeyboardInterrupt(), patch)
-        assert train.main([*command, "--out-dir", str(tmp_path / "runs")]) == 130
+        assert train.main(command.split()) == 130
     (folder,) = (tmp_path / "runs").iterdir()
     assert train.main(["--resume", str(folder)]) == 0
     assert load_model(folder)[1].calls == 2
@@ -154,19 +145,10 @@ def saved(value: object, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
-def renamed(prefix: str) -> dict[str, torch.Tensor]:
-    return {prefix + name: tensor for name, tensor in STATE.items()}
-
-
 MODEL = get_model("model3")
 STATE = MODEL.state_dict()
 FIRST, FILTERS = next(iter(STATE.items()))
 WHOLE = saved(STATE)
-OTHERS = {
-    "DataParallel": renamed("module."),
-    "torch.compile": {"epoch": 3, "model_state_dict": renamed("_orig_mod.")},
-    "both": {"state_dict": renamed("module._orig_mod.")},
-}
 BAD = {
     "half": (WHOLE[:20_000], "is damaged, or in the format from before torch 1.6"),
     "old": (saved(STATE, _use_new_zipfile_serialization=False), "from before torch 1.6"),
@@ -174,18 +156,18 @@ BAD = {
     "model": (saved(MODEL), "such as a whole model; save its state_dict() instead"),
     "code": (saved({"weights": Payload()}), "holds a pickled object"),
     "number": (saved(1), "holds no state_dict(), but an object of type int"),
-    "one less": (
-        saved({k: v for k, v in STATE.items() if k != FIRST}),
-        "these weights fit no model",
-    ),
+    "one more": (saved(STATE | {"more": FILTERS}), "these weights fit no model"),
     "shape": (saved(STATE | {FIRST: FILTERS[:, :, :2]}), "these weights fit no model"),
     "nan": (saved(STATE | {FIRST: FILTERS * math.nan}), "weights that are not finite"),
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_weights_are_loaded_as_others_save_them(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "some.pt").write_bytes(saved(OTHERS[kind]))
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("key", [None, "model_state_dict", "state_dict"])
+def test_weights_are_loaded_as_others_save_them(prefix: str, key: str, tmp_path: Path) -> None:
+    """By DataParallel and torch.compile, and in checkpoints."""
+    state = {prefix + name: tensor for name, tensor in STATE.items()}
+    (tmp_path / "some.pt").write_bytes(saved({"epoch": 3, key: state} if key else state))
     name, model = load_model(tmp_path / "some.pt")
     assert name == "model3" and all(map(torch.equal, model.state_dict().values(), STATE.values()))
 
@@ -216,12 +198,10 @@ def test_experiment_is_named_after_all_that_decides_it() -> None:
 
 
 WRONG = [{"model": 5}, {"sizes": None}, {"seed": "4"}, {"seed": -1}, {"holdout": -5}, {"recipe": 1}]
-WRONG += [
-    {"recipe": CONFIG["recipe"] | x} for x in ({"x": 1}, {"pct_start": 1.0}, {"name": "../x"})
-]
+RECIPES = [{"x": 1}, {"pct_start": 1.0}, {"name": "../x"}]
 
 
-@pytest.mark.parametrize("change", WRONG)
+@pytest.mark.parametrize("change", [*WRONG, *({"recipe": CONFIG["recipe"] | x} for x in RECIPES)])
 def test_config_that_no_run_has_written(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"^config\.json is damaged, or of another version; start"):
         Experiment.from_config(CONFIG | change)

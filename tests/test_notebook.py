@@ -18,7 +18,7 @@ NOTEBOOK = nbformat.read(ROOT / "mnist_sub_8k.ipynb", as_version=4)
 CELLS = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
 FEW = """
 load_all = train.load_mnist
-train.load_mnist = lambda *where, **part: tuple(x[:1000] for x in load_all(*where, **part))
+train.load_mnist = lambda *where, **part: tuple(x[:200] for x in load_all(*where, **part))
 """
 
 

@@ -6,15 +6,20 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import fail_at
+import torch
+from conftest import Digits, fail_at
 
 import provenance
 import run_folder
 import train
-from networks import ROOT
+from cli import RunError
+from mnist import AverageOfViews, Loader
+from networks import ROOT, load_model
 from recipes import CLASSIC, RECIPES, STRONG, Experiment, sizes_of
 from tools import study, tables
 
@@ -46,7 +51,7 @@ print("Weights, curves and records are in", folder)
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def folder(tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs and a train.py of their own, where they and this process are at the same commit."""
     script = SMALL.format(root=str(ROOT), commit=COMMIT, data=str(small_data))
@@ -56,6 +61,20 @@ def folder(tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch) ->
     for module in (study, provenance):
         monkeypatch.setattr(module, "commit_of", lambda model: COMMIT)
     return tmp_path
+
+
+@pytest.fixture
+def in_process(folder: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Runs are trained in this process, which is faster; that they are others is shown below."""
+
+    def call_train(*options: Any) -> str:
+        code = train.main([*map(str, options), "--data-dir", str(small_data)])
+        out, err = capsys.readouterr()
+        if code:
+            raise RunError(err)
+        return out
+
+    monkeypatch.setattr(study, "call_train", call_train)
 
 
 def begin(experiment: Experiment, data_dir: Path, patch: pytest.MonkeyPatch) -> Path:
@@ -68,14 +87,10 @@ def begin(experiment: Experiment, data_dir: Path, patch: pytest.MonkeyPatch) -> 
 
 
 def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsys) -> None:
-    """On two threads of a Dask worker first, where a run gives what it gives alone."""
+    """On two threads of a Dask worker, where a run gives what it gives alone."""
     from distributed import LocalCluster, default_client
 
-    recipe, sizes, results = (
-        RECIPES["mild"].changed(["epochs=1"]),
-        {"width": 18},
-        folder / "tries",
-    )
+    recipe, results = RECIPES["mild"].changed(["epochs=1"]), folder / "tries"
     command = ["--model", "model6", "--recipe", "mild", "--size", "width=18", "--epochs", "1"]
     command += ["--seeds", "0-1", "--holdout", "100", "--out", str(results)]
     two_threads = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
@@ -85,7 +100,7 @@ def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsy
     assert "0 of 2 runs are on record" in capsys.readouterr().out
     epochs = tables.read_epochs(results)
     for seed in range(2):
-        one = Experiment("model6", recipe, seed, 100, sizes)
+        one = Experiment("model6", recipe, seed, 100, {"width": 18})
         (alone,) = train.run(one, folder, device="cpu", data_dir=small_data, quiet=True)
         assert [*epochs[epochs["seed"] == seed]["loss"]] == [alone["loss"]]
     capsys.readouterr()
@@ -97,40 +112,36 @@ def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsy
     assert study.main(command) == 0
     assert tables.read_epochs(results).equals(epochs)
     assert len([*study.RUNS.iterdir()]) == 2
-    assert study.main([*command, "--seeds", "1", "--again"]) == 0
-    assert tables.read_epochs(results)["seconds"][1] != epochs["seconds"][1]
-    assert (study.RUNS / f"{one.name}-2" / "weights.pt").exists()  # beside the first one
 
 
-def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(
-    folder: Path, small_data: Path, capsys
-) -> None:
+def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(in_process, few: Digits) -> None:
     """And of model5, which averages four views by itself, the accuracy by one view."""
     one = Experiment("model5", STRONG.changed(["epochs=1", "batch_size=128"]), 7)
     row, (epoch,) = study.train_one(one, "cpu", "8k", again=False)
     assert row["parameters"] == 3683 and row["device_name"] == provenance.processor()
     assert 0 < epoch["one_view_acc"] < 100 and row["seconds"] == epoch["seconds"]
-    command = ["--evaluate", str(study.RUNS / one.name), "--tta", "--data-dir", str(small_data)]
-    assert train.main(command) == 0
-    assert f"test accuracy {row['views_acc']:.2f} %" in capsys.readouterr().out
+    average = AverageOfViews(load_model(study.RUNS / one.name)[1])
+    accuracy = train.evaluate(average, Loader(*few["test"], 250), torch.nn.CrossEntropyLoss())[1]
+    assert row["views_acc"] == round(accuracy, 2)
 
 
-def test_an_unfinished_run_is_resumed_and_never_taken_from_another(
-    folder: Path, small_data: Path, monkeypatch, capsys
+def test_a_run_is_resumed_then_taken_and_never_from_another_process(
+    in_process, small_data: Path, monkeypatch
 ) -> None:
     one = Experiment("model6", CLASSIC.changed(["epochs=2"]), 5, 100)
     begun = begin(one, small_data, monkeypatch)
-    (first,) = run_folder.read_metrics(begun)
-    command = ["--model", "model6", "--recipe", "classic", "--epochs", "2", "--seeds", "5"]
-    command += ["--holdout", "100", "--out", str(folder / "tries")]
-    with run_folder.lock(begun):
-        assert study.main(command) == 1
-    assert "another process is at work on it" in capsys.readouterr().err
-    assert study.main(command) == 0 and [*study.RUNS.iterdir()] == [begun]
-    assert tables.read_epochs(folder / "tries")["seconds"][0] == first["seconds"]
+    before = run_folder.read_metrics(begun)
+    train_one = partial(study.train_one, one, "cpu", "8k")
+    with run_folder.lock(begun), pytest.raises(RunError, match="another process is at work on it"):
+        train_one(again=False)
+    _, epochs = train_one(again=False)
+    assert [epoch["seconds"] for epoch in epochs][:1] == [before[0]["seconds"]]
+    assert train_one(again=False)[1] == epochs and [*study.RUNS.iterdir()] == [begun]
+    assert train_one(again=True)[1] != epochs
+    assert (study.RUNS / f"{one.name}-2" / "weights.pt").exists()  # beside the first one
 
 
-def test_a_run_of_other_code_or_settings_stays_as_it_is(small_data: Path, monkeypatch) -> None:
+def test_a_run_of_other_code_or_settings_is_not_taken(folder, small_data, monkeypatch) -> None:
     one = Experiment("model6", CLASSIC.changed(["epochs=2"]), 1, 100, {"width": 18})
     begun = begin(one, small_data, monkeypatch)
     assert study.earlier_runs(one, "cpu") == [begun] and study.earlier_runs(one, "cuda") == []
@@ -160,32 +171,31 @@ def test_runs_that_fail_are_named_and_the_others_go_on(folder: Path, capsys) -> 
     assert (row["seed"], row["device_name"], row["seconds"]) == (0, "a CPU, AVX2", 20)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_study_that_is_stopped_ends_its_runs(folder: Path, number: int, code: int) -> None:
+def test_a_study_that_is_stopped_ends_its_runs(folder: Path) -> None:
     (folder / "train.py").write_text(STAND_IN.format(keys=""))
 
     def stop() -> int:
         path, end = folder / "seed3" / "pid", time.monotonic() + 60
         while time.monotonic() < end and not (path.exists() and path.read_text()):
             time.sleep(0.05)
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
         return int(path.read_text())
 
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(stop)
         command = ["--seeds", "3-4", "--processes", "1", "--holdout", "9", "--out", str(folder)]
-        assert study.main(command) == code
+        assert study.main(command) == 143
         with pytest.raises(ProcessLookupError):
             os.kill(run.result(), 0)
     assert not (folder / "seed4").exists()  # which waited
 
 
-@pytest.mark.parametrize("command", ["", "--seeds 4-0", "--seeds 0-999999999", "--seeds 1,a"])
-def test_what_cannot_be_asked_for_is_one_line(command: str, folder: Path, capsys) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        study.main([*command.split(), "--out", str(folder)])
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "--seeds" in err
+def test_what_cannot_be_asked_for_is_one_line(capsys) -> None:
+    for command in ("", "--seeds 4-0", "--seeds 0-999999999", "--seeds 1,a"):
+        with pytest.raises(SystemExit, match="2"):
+            study.main(command.split())
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "--seeds" in err
 
 
 def test_the_options_of_a_run_make_its_experiment() -> None:
