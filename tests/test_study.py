@@ -137,8 +137,11 @@ def test_a_run_is_resumed_then_taken_and_never_from_another_process(
     _, epochs = train_one(again=False)
     assert [epoch["seconds"] for epoch in epochs][:1] == [before[0]["seconds"]]
     assert train_one(again=False)[1] == epochs and [*study.RUNS.iterdir()] == [begun]
+    content = {path: path.read_bytes() for path in begun.iterdir()}
     assert train_one(again=True)[1] != epochs
-    assert (study.RUNS / f"{one.name}-2" / "weights.pt").exists()  # beside the first one
+    again = study.RUNS / f"{one.name}-2" / "weights.pt"  # beside the first one, and the same
+    assert again.read_bytes() == content[begun / "weights.pt"]
+    assert {path: path.read_bytes() for path in begun.iterdir()} == content
 
 
 def test_a_run_of_other_code_or_settings_is_not_taken(folder, small_data, monkeypatch) -> None:
