@@ -1,4 +1,4 @@
-"""Networks in seven styles, each a file of its own, through the tools that look inside one."""
+"""Networks in five styles, each a file of its own, through the tools that look inside one."""
 
 import re
 
@@ -28,8 +28,8 @@ STYLES = {  # the network, its receptive field by hand, and the last layer that 
         """
 class Block(Own):
     def build(self):
-        norm = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True))
-        bent = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), norm)
+        norm = nn.Sequential(nn.BatchNorm2d(4), nn.LeakyReLU(inplace=True))
+        bent = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Dropout2d(0.1), norm)
         self.paths = nn.ModuleDict({"straight": nn.Identity(), "bent": bent})
 
     def forward(self, x):
@@ -38,16 +38,16 @@ class Block(Own):
 
 class Model_nested(Own):
     def build(self):
-        deep = nn.Sequential(Block(), nn.Sequential(Block(), nn.AvgPool2d(13)))
-        self.stages = nn.ModuleList([nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), deep])
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
+        deep = nn.Sequential(Block(), nn.Sequential(Block(), nn.AvgPool2d(3)))
+        self.stages = nn.ModuleList([nn.Conv2d(1, 4, 4, stride=2), nn.MaxPool2d(2), deep])
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(16, 10))
 
     def forward(self, x):
         for stage in self.stages:
             x = stage(x)
         return self.head(x)
 """,
-        *(36, "stages.2.1.0"),
+        *(42, "stages.2.1.0"),
     ),
     "functional": (
         """
@@ -74,40 +74,14 @@ class Model_shared(Own):
         self.norm, self.out = nn.BatchNorm2d(6), nn.Linear(6, 10)
 
     def forward(self, x):
-        x = F.max_pool2d(self.first(x), 2)
+        start = x = F.max_pool2d(self.first(x), 2)
         for layer in (self.again, self.again, self.tied):
             x = F.relu(self.norm(layer(x)), inplace=True) + x
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat([start[:, :3], right * torch.sigmoid(left)], dim=1).tanh_()
         return self.out(x.mean(dim=(2, 3)))
 """,
         *(40, "tied"),
-    ),
-    "concatenation": (
-        """
-class Model_concatenation(Own):
-    def build(self):
-        self.layers = nn.ModuleList(nn.Conv2d(2 * n + 1, 2, 3, padding=1) for n in range(3))
-        self.narrow, self.out = nn.Conv2d(7, 8, 1), nn.Linear(8, 10)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = torch.cat([x, torch.sigmoid(layer(x)).relu_()], dim=1)
-        left, right = F.max_pool2d(self.narrow(x), 4).chunk(2, dim=1)
-        return self.out(torch.cat([right, left * 2], dim=1).mean((2, 3)))
-""",
-        *(34, "narrow"),
-    ),
-    "bare": (
-        """
-class Model_bare(Own):
-    def build(self):
-        convolutions = nn.Conv2d(1, 4, 4, stride=2), nn.SELU(), nn.Conv2d(4, 4, 3)
-        rest = nn.Dropout2d(0.1), nn.LeakyReLU(), nn.Flatten(), nn.Linear(4 * 11 * 11, 10)
-        self.body = nn.Sequential(*convolutions, *rest)
-
-    def forward(self, x):
-        return self.body(x)
-""",
-        *(28, "body.4"),
     ),
     "attention": (
         """

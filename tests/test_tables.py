@@ -18,14 +18,10 @@ from tools.tables import KEY, RESULTS
 
 def keep(folder: Path, model: str, recipe: str, acc: list[float], **more: Any) -> None:
     """Keep a made-up run; its loss is a hundredth of its accuracy."""
-    one_view = more.pop("one_view", [None] * len(acc))
     row = {"model": model, "recipe": recipe, "seed": 0, "holdout": 0, "parameters": 7784}
     row |= {"commit": "12e45", "seconds": 1.5, "train_loss": 0.1, "train_acc": 97.5, "lr": 1e-05}
     row |= more
-    epochs = [
-        row | {"epoch": n, "acc": a, "loss": a / 100, "one_view_acc": one}
-        for n, (a, one) in enumerate(zip(acc, one_view), 1)
-    ]
+    epochs = [row | {"epoch": n, "acc": a, "loss": a / 100} for n, a in enumerate(acc, 1)]
     tables.keep_record(row, epochs, folder)
 
 
@@ -121,7 +117,7 @@ def test_beside_several_views_stands_one(tmp_path: Path) -> None:
     expected = "Each prediction averages 4 views of the image.**"
     assert expected in tables.claim(tables.read_records(tmp_path), "model5")
     for seed, one in enumerate([99.3, 99.5], 1):
-        keep(tmp_path, "model5", "strong", [99.6] * 15, one_view=[99.5] * 14 + [one], seed=seed)
+        keep(tmp_path, "model5", "strong", [99.6] * 15, one_view_acc=one, seed=seed)
     records = tables.read_records(tmp_path)
     table = tables.summary(records).set_index("model")
     assert table["one view"].to_dict() == {"model4": "-", "model5": "99.400 (2 seeds)"}
@@ -154,9 +150,7 @@ def test_ablation_is_paired_by_seed(tmp_path: Path) -> None:
     assert b[2:5] == ["b=0, c=1", "3", "**-0.203 ± 0.014**"]
 
 
-def test_records_may_be_missing_or_of_unknown_networks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_may_be_missing_or_of_unknown_networks(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(tables, "README", tmp_path / "front.md")
     for path in (RESULTS / "public.csv", RESULTS / "README.md", RESULTS / "epochs.md"):
