@@ -61,9 +61,9 @@ def test_a_loss_that_never_falls_is_one_line(monkeypatch, tmp_path, capsys) -> N
 def test_a_network_of_another_size_and_a_changed_recipe(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setattr(lr_range, "RATES", np.geomspace(1e-3, 3, 50))
     monkeypatch.setattr(lr_range, "SMOOTHING", 4)
-    options = ["--model", "model6", "--size", "width=18", "--recipe", "fast", "--batch-size", "16"]
+    options = ["--model", "model4", "--size", "width=9", "--recipe", "fast", "--batch-size", "16"]
     assert lr_range.main([*options, "--out", str(tmp_path / "new")]) == 0
     path = Path(capsys.readouterr().out.splitlines()[-1])
-    assert path == tmp_path / "new" / "model6-width18-fast+batch_size=16-lr-range.png"
+    assert path == tmp_path / "new" / "model4-width9-fast+batch_size=16-lr-range.png"
     with Image.open(path) as picture:
         assert picture.width == 900

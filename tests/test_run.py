@@ -29,7 +29,7 @@ def test_model3_learns_digits_in_one_epoch(mnist: Digits, tmp_path: Path, monkey
 def test_run_folder(small_mnist: Digits, tmp_path: Path) -> None:
     """Every setting, full precision, and weights that attain what the last row says."""
     recipe = STRONG.changed(["epochs=2"])
-    experiment = Experiment("model4", recipe, 7, 100, {"stem": (4, 5), "width": 9})
+    experiment = Experiment("model4", recipe, 7, 100, {"stem": [4, 5], "width": 9})
     records = train.run(experiment, tmp_path, device="cpu", quiet=True)
     folder = tmp_path / "model4-stem4,5-width9-strong+epochs=2-seed7-holdout100"
     files = {"config.json", "metrics.csv", "checkpoint.pt", "curves.png", "weights.pt", ".lock"}

@@ -91,7 +91,7 @@ def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsy
     from distributed import LocalCluster, default_client
 
     recipe, results = RECIPES["mild"].changed(["epochs=1"]), folder / "tries"
-    command = ["--model", "model6", "--recipe", "mild", "--size", "width=18", "--epochs", "1"]
+    command = ["--model", "model4", "--recipe", "mild", "--size", "width=9", "--epochs", "1"]
     command += ["--seeds", "0-1", "--holdout", "100", "--out", str(results)]
     two_threads = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
     with LocalCluster(**two_threads, dashboard_address=None) as cluster:
@@ -100,13 +100,13 @@ def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsy
     assert "0 of 2 runs are on record" in capsys.readouterr().out
     epochs = tables.read_epochs(results)
     for seed in range(2):
-        one = Experiment("model6", recipe, seed, 100, {"width": 18})
+        one = Experiment("model4", recipe, seed, 100, {"width": 9})
         (alone,) = train.run(one, folder, device="cpu", data_dir=small_data, quiet=True)
         assert [*epochs[epochs["seed"] == seed]["loss"]] == [alone["loss"]]
     capsys.readouterr()
     assert study.main(command) == 0
     *_, row = capsys.readouterr().out.splitlines()
-    assert row.startswith("| model6-width18 | mild+epochs=1 | 100 validation |")
+    assert row.startswith("| model4-width9 | mild+epochs=1 | 100 validation |")
     for name in tables.COLUMNS:  # the records are lost: they are made from the folders
         (results / name).unlink()
     assert study.main(command) == 0
@@ -116,9 +116,10 @@ def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsy
 
 def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(in_process, few: Digits) -> None:
     """And of model5, which averages four views by itself, the accuracy by one view."""
-    one = Experiment("model5", STRONG.changed(["epochs=1", "batch_size=128"]), 7)
+    recipe = STRONG.changed(["epochs=1", "batch_size=128"])
+    one = Experiment("model5", recipe, 7, sizes={"width": 18})
     row, (epoch,) = study.train_one(one, "cpu", "8k", again=False)
-    assert row["parameters"] == 3683 and row["device_name"] == provenance.processor()
+    assert row["parameters"] == 587 and row["device_name"] == provenance.processor()
     assert 0 < epoch["one_view_acc"] < 100 and row["seconds"] == epoch["seconds"]
     average = AverageOfViews(load_model(study.RUNS / one.name)[1])
     accuracy = train.evaluate(average, Loader(*few["test"], 250), torch.nn.CrossEntropyLoss())[1]
@@ -128,7 +129,7 @@ def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(in_process, few
 def test_a_run_is_resumed_then_taken_and_never_from_another_process(
     in_process, small_data: Path, monkeypatch
 ) -> None:
-    one = Experiment("model6", CLASSIC.changed(["epochs=2"]), 5, 100)
+    one = Experiment("model4", CLASSIC.changed(["epochs=2"]), 5, 100, {"width": 9})
     begun = begin(one, small_data, monkeypatch)
     before = run_folder.read_metrics(begun)
     train_one = partial(study.train_one, one, "cpu", "8k")
@@ -145,7 +146,7 @@ def test_a_run_is_resumed_then_taken_and_never_from_another_process(
 
 
 def test_a_run_of_other_code_or_settings_is_not_taken(folder, small_data, monkeypatch) -> None:
-    one = Experiment("model6", CLASSIC.changed(["epochs=2"]), 1, 100, {"width": 18})
+    one = Experiment("model4", CLASSIC.changed(["epochs=2"]), 1, 100, {"width": 9})
     begun = begin(one, small_data, monkeypatch)
     assert study.earlier_runs(one, "cpu") == [begun] and study.earlier_runs(one, "cuda") == []
     for change in ({"seed": 10}, {"holdout": 0}, {"sizes": {}}, {"recipe": CLASSIC}):

@@ -38,9 +38,9 @@ class Block(Own):
 
 class Model_nested(Own):
     def build(self):
-        deep = nn.Sequential(Block(), nn.Sequential(Block(), nn.AvgPool2d(3)))
+        deep = nn.Sequential(Block(), nn.Sequential(Block(), nn.AvgPool2d(6)))
         self.stages = nn.ModuleList([nn.Conv2d(1, 4, 4, stride=2), nn.MaxPool2d(2), deep])
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(16, 10))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(4, 10))
 
     def forward(self, x):
         for stage in self.stages:

@@ -95,6 +95,7 @@ def test_ema_begins_once_the_learning_rate_only_falls(epochs: int) -> None:
 
 def test_ema_averages_parameters_and_running_statistics_and_copies_other_buffers() -> None:
     """Shared weights are moved once; the vectors of spectral_norm keep their unit length."""
+    torch.manual_seed(0)
     layer = nn.Linear(3, 3, dtype=torch.complex64)
     rest = spectral_norm(nn.Linear(3, 3)), nn.BatchNorm1d(3)
     model = nn.Sequential(layer, layer, Magnitude(), *rest)
