@@ -48,7 +48,7 @@ def test_every_script_takes_a_new_model_and_a_new_recipe(
         recipes.write('RECIPES["own"] = replace(FAST, name="own", epochs=2, batch_size=64)\n')
     Image.fromarray(255 - mnist["test"][0][0, 0].numpy()).save(clone / "digit.png")
     command = [sys.executable, "-c", CALLS]
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=1800)
     assert done.stdout.count(": 0>") == CALLS.count("\ncall("), done.stdout + done.stderr
     training, _, rest = done.stdout.partition("<train: 0>")
     assert "|     2 |" in training and "yes  7,784 parameters" in training

@@ -27,7 +27,7 @@ def test_commands_of_the_documents_exist(capsys: pytest.CaptureFixture[str]) -> 
     form = r"python (?:-m (tools(?:\.[a-z_]+)+)|(train|predict)\.py)([^\n`#|]*)"
     commands = re.findall(form, documents)
     assert len(commands) >= 12 and not any("--resume " in rest for *_, rest in commands)
-    for tool, script, rest in commands + re.findall(form, sources):
+    for tool, script, rest in {*commands, *re.findall(form, sources)}:
         with pytest.raises(SystemExit):
             importlib.import_module(tool or script).main(["--help"])
         known = capsys.readouterr().out
