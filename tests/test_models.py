@@ -16,7 +16,7 @@ from networks import count_parameters, get_model
 
 PARTS = ["Target", "Result", "Analysis"]
 COUNTS = {"model1": 13_808, "model2": 9_382, "model3": 7_784}
-COUNTS |= {"model4": 7_556, "model5": 3_683, "model6": 986}
+COUNTS |= {"model4": 7_556, "model5": 3_683, "model6": 986, "model_fast": 7_309}
 
 
 def convs(*channels: int, padding: int = 0, bias: bool = False) -> list[nn.Module]:

@@ -256,6 +256,7 @@ IMPORTS = {  # of which other modules of this project each may know
     "run_folder": {"cli", "files"},
     **{name: set() for name in networks.list_models()},
     "model6": {"model5"},  # a size of its design
+    "model_fast": {"model4", "model5"},  # built from their parts
 }
 
 
