@@ -83,13 +83,13 @@ def plot_augmented(run: Run) -> Figure:
     return figure
 
 
-def text_of(run: Run, model: nn.Module, files: dict[str, str]) -> str:
-    """The text of report.md; `files` maps keys of CAPTIONS to pictures."""
+def text_of(run: Run, model: nn.Module, files: list[str]) -> str:
+    """The text of report.md, which shows the pictures in `files`."""
     experiment, config = run.experiment, run.config
     pictures = {
-        key: f"### {caption}\n\n![{caption}]({files[key]})"
+        key: f"### {caption}\n\n![{caption}]({file})"
         for key, caption in CAPTIONS.items()
-        if key in files
+        if (file := f"{experiment.model}-{key}.png") in files
     }
     training = [pictures.pop(key) for key in ("curves", "augmented")]
     settings = [f"| {name} | {value} |" for name, value in config["recipe"].items()]

@@ -1,14 +1,13 @@
-"""Draw the results of a trained network on the 10,000 test digits, and its feature maps.
+"""Draw the results of a trained network on the test images, and its feature maps.
 
     python -m tools.report runs/model3-strong-seed42    # a run folder, or a file of weights
     python -m tools.report runs/model3-strong-seed42 --hand-in
     python -m tools.report weights/model4.pt --out results --grad-cam blocks.5
 
-Writes six PNGs beside the weights, or into --out: the confusion matrix, every mistake, the
-accuracy of each digit, filters and feature maps, the effective receptive field, and Grad-CAM of a
-layer. --hand-in adds report.md, which shows them with model summary, checklist, receptive fields,
-log, curves, augmented images, recipe, seed and commit. If the run has a validation split, its
-pictures are of the validation images.
+Writes six PNGs beside the weights, or into --out: confusion matrix, mistakes, accuracy by digit,
+filters and feature maps, effective receptive field, Grad-CAM. --hand-in adds report.md, which shows
+them with model summary, checklist, receptive fields, log, curves, augmented images, recipe, seed
+and commit; for a run with a validation split, all are of its validation images.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
-from torch.nn import functional
+from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torchvision.utils import make_grid
 
@@ -98,7 +97,7 @@ def plot_digits(
     axes.set_title(f"{title} (label → prediction, confidence)", fontsize=10)
     axes.set(xlim=(0, columns), ylim=(height, 0))
     axes.axis("off")
-    # A range that begins below zero makes the background light gray, so that edges are visible.
+    # vmin below zero makes the background light gray, so that edges are visible.
     style = {"cmap": "gray_r", "vmin": -20, "vmax": 255, "interpolation": "nearest"}
     for place, (confidence, prediction) in enumerate(zip(*probabilities.max(dim=1))):
         x, y = place % columns, line * (place // columns)
@@ -147,14 +146,16 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
     normalized image (1, 28, 28); at most MOST_MAPS channels of each.
     """
     steps, rows = trace(model, image[None]), []
-    for step in [step for step in steps if step.name == "conv2d"][:1]:
-        filters = step.settings["weight"][:MOST_MAPS, 0]
+    first = next((step for step in steps if step.name == "conv2d"), None)
+    if first:
+        filters = first.settings["weight"][:MOST_MAPS, 0]
         rows.append((f"{len(filters)} filters of the first layer", filters))
     known = layers(steps)
     for step, layer in zip(steps[1:], known[1:]):
-        maps, field = steps[step.reads[0]].output[0], known[step.reads[0]].field
-        is_input = (step.weights or layer.title == "average pool") and step.reads[0] > 0
-        if is_input and maps.ndim == 3 and maps.shape[-1] > 1 and maps.is_floating_point():
+        source = step.reads[0]
+        maps, field = steps[source].output[0], known[source].field
+        is_read = source > 0 and (step.weights or layer.title == "average pool")
+        if is_read and maps.ndim == 3 and maps.shape[-1] > 1 and maps.is_floating_point():
             count, height, width = maps.shape
             number = f"{MOST_MAPS} of {count}" if count > MOST_MAPS else f"{count}"
             reach = f", receptive field {field[0]} px" if field else ""
@@ -168,7 +169,7 @@ def plot_features(model: nn.Module, image: Tensor, name: str) -> Figure:
     grids = [(f"the image, 28 x 28; below: {legend}", image[0])]
     for text, maps in feature_maps(model, image):
         across = math.ceil(len(maps) / math.ceil(len(maps) / 20))  # at most 20 in a line
-        large = functional.interpolate(maps[:, None], scale_factor=max(1, 120 // maps.shape[-1]))
+        large = F.interpolate(maps[:, None], scale_factor=max(1, 120 // maps.shape[-1]))
         grids.append((text, make_grid(large, across, padding=6, pad_value=math.nan)[0]))
     heights = [0.14, *(len(grid) / len(grid[0]) for _, grid in grids[1:])]  # of the width
     figure = Figure(figsize=(WIDTH, WIDTH * sum(heights) + 0.3 * len(grids)), layout="constrained")
@@ -244,31 +245,8 @@ def grad_cam(model: nn.Module, images: Tensor, layer: str | None) -> tuple[str, 
     best = logits.max(dim=1).values.sum()
     (gradient,) = torch.autograd.grad(best, found[layer], materialize_grads=True)
     maps = (found[layer] * gradient.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
-    maps = functional.interpolate(maps.detach(), images.shape[2:], mode="bilinear")[:, 0]
+    maps = F.interpolate(maps.detach(), images.shape[2:], mode="bilinear")[:, 0]
     return layer, maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)
-
-
-def draw(
-    name: str, model: nn.Module, loader: Loader, most: int, layer: str | None
-) -> dict[str, Figure]:
-    """All pictures of a network, for the images of `loader`; at most `most` mistakes."""
-    images, labels = loader.images, loader.labels
-    fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
-    probabilities = predict_probabilities(model, loader)
-    matrix = confusion_matrix(labels, probabilities.argmax(dim=1))
-    figures = {
-        "confusion": plot_confusion(matrix, name),
-        "mistakes": plot_mistakes(images, labels, probabilities, name, most),
-        "accuracy": plot_accuracy(matrix, name),
-        "features": plot_features(model, normalize(images[SHOWN_IMAGE] / 255), name),
-        "receptive-field": plot_receptive_field(model, fifth, name),
-    }
-    shown = mistakes_of(labels, probabilities)[:SHOWN_DIGITS]
-    if cam := grad_cam(model, normalize(images[shown] / 255), layer):
-        title = f"{name}: Grad-CAM of {cam[0]}, the {len(shown)} most confident mistakes"
-        digits = images[shown], labels[shown], probabilities[shown]
-        figures["grad-cam"] = plot_digits(*digits, title, cam[1])
-    return figures
 
 
 def report(args: argparse.Namespace) -> None:
@@ -283,15 +261,27 @@ def report(args: argparse.Namespace) -> None:
     else:
         test_set = load_mnist(args.data_dir or DATA_DIR, train=False)
         loader, most = Loader(*test_set, BATCH_SIZE), MOST_MISTAKES
-    figures = draw(name, model, loader, most, args.grad_cam)
-    pictures = {key: png(figure) for key, figure in figures.items()}
+    images, labels = loader.images, loader.labels
+    fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
+    probabilities = predict_probabilities(model, loader)
+    matrix = confusion_matrix(labels, probabilities.argmax(dim=1))
+    figures = {
+        "confusion": plot_confusion(matrix, name),
+        "mistakes": plot_mistakes(images, labels, probabilities, name, most),
+        "accuracy": plot_accuracy(matrix, name),
+        "features": plot_features(model, normalize(images[SHOWN_IMAGE] / 255), name),
+        "receptive-field": plot_receptive_field(model, fifth, name),
+    }
+    shown = mistakes_of(labels, probabilities)[:SHOWN_DIGITS]
+    if cam := grad_cam(model, normalize(images[shown] / 255), args.grad_cam):
+        title = f"{name}: Grad-CAM of {cam[0]}, the {len(shown)} most confident mistakes"
+        digits = images[shown], labels[shown], probabilities[shown]
+        figures["grad-cam"] = plot_digits(*digits, title, cam[1])
+    contents = {f"{name}-{key}.png": png(figure) for key, figure in figures.items()}
     if run:
-        pictures["augmented"] = png(hand_in.plot_augmented(run))
-        pictures["curves"] = (args.path / "curves.png").read_bytes()
-    files = {key: f"{name}-{key}.png" for key in pictures}
-    contents = {files[key]: picture for key, picture in pictures.items()}
-    if run:
-        contents["report.md"] = hand_in.text_of(run, model, files).encode()
+        contents[f"{name}-augmented.png"] = png(hand_in.plot_augmented(run))
+        contents[f"{name}-curves.png"] = (args.path / "curves.png").read_bytes()
+        contents["report.md"] = hand_in.text_of(run, model, [*contents]).encode()
     for file, content in contents.items():
         write_atomically(out / file, content)
         print(out / file)
