@@ -97,22 +97,21 @@ def text_of(run: Run, model: nn.Module, files: list[str]) -> str:
     words += [f"{key} {config.get(key)}" for key in ("commit", "device", "threads", "torch")]
     rows = table(experiment.model, **experiment.sizes).partition("\n")[2].strip()
     judged = verdict(run.challenge, count_parameters(model), run.records, experiment.holdout)
-    return "\n\n".join(
-        [
-            f"# {experiment.name}",
-            f"```\n{judged}\n```",
-            f"{', '.join(words)} ({config.get('device_name')})",
-            f"```\n{(sys.modules[type(model).__module__].__doc__ or '').strip()}\n```",
-            f"## Checklist, challenge {run.challenge.name}",
-            "\n".join(f"- {line}" for line in checklist(model, run.challenge)),
-            f"## Model summary\n\n```\n{summarize(model)}\n```",
-            f"## Receptive field\n\n{rows}",
-            "## Training",
-            "\n".join([table_header(experiment.holdout), *map(table_row, run.records)]),
-            *training,
-            "### Recipe\n\n| setting | value |\n| --- | --- |\n" + "\n".join(settings),
-            f"## Predictions for the {'validation' if experiment.holdout else 'test'} images",
-            *pictures.values(),
-            "",
-        ]
-    )
+    parts = [
+        f"# {experiment.name}",
+        f"```\n{judged}\n```",
+        f"{', '.join(words)} ({config.get('device_name')})",
+        f"```\n{(sys.modules[type(model).__module__].__doc__ or '').strip()}\n```",
+        f"## Checklist, challenge {run.challenge.name}",
+        "\n".join(f"- {line}" for line in checklist(model, run.challenge)),
+        f"## Model summary\n\n```\n{summarize(model)}\n```",
+        f"## Receptive field\n\n{rows}",
+        "## Training",
+        "\n".join([table_header(experiment.holdout), *map(table_row, run.records)]),
+        *training,
+        "### Recipe\n\n| setting | value |\n| --- | --- |\n" + "\n".join(settings),
+        f"## Predictions for the {'validation' if experiment.holdout else 'test'} images",
+        *pictures.values(),
+        "",
+    ]
+    return "\n\n".join(parts)

@@ -31,9 +31,9 @@ POOLS = {"max_pool2d": "max pool", "amax": "max pool", "avg_pool2d": "average po
 POOLS |= {"adaptive_avg_pool2d": "average pool", "mean": "average pool"}
 LINEAR = ("linear", "matmul", "mm", "addmm")
 JOINS = {"add": "sum", "maximum": "max of two"}  # of two maps
-# Besides those that torch tags as pointwise, these act on each position separately.
-BY_POSITION = {"alias", "batch_norm", "cat", "chunk", "contiguous", "dropout"}
-BY_POSITION |= {"feature_dropout", "hardswish", "leaky_relu", "prelu", "repeat", "slice", "split"}
+# Besides those that torch tags as pointwise, these keep the receptive field of each position.
+BY_POSITION = {"alias", "batch_norm", "cat", "chunk", "contiguous", "dropout", "feature_dropout"}
+BY_POSITION |= {"hardswish", "leaky_relu", "pad", "prelu", "repeat", "slice", "split"}
 Geometry = tuple[int, int, int | str]  # kernel size, including dilation; stride; padding
 Field = tuple[int, int]  # receptive field and jump, in pixels
 
@@ -75,9 +75,7 @@ def geometry_of(step: Step, source: Tensor) -> Geometry | None:
         stride, padding = settings["stride"] or kernel, settings["padding"]
         kernel = [1 + d * (k - 1) for k, d in zip(kernel, settings.get("dilation", (1, 1)))]
         padding = [padding] * 2 if isinstance(padding, str) else padding
-    elif step.name == "pad":  # shifts fields
-        return point
-    elif shape[2:] == source.shape[2:]:
+    elif shape[2:] == source.shape[2:] or step.name == "pad":
         pointwise = torch.Tag.pointwise in step.operation.tags or step.name in BY_POSITION
         return point if pointwise and not settings.get("training") else None
     elif len(shape) < 3 or shape[2:] == (1, 1):  # all of a map
