@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from challenges import CHALLENGES, Challenge, Part
 from cli import Parser, RunError, UsageError, exit_code
 from networks import count_parameters, get_model
-from tools.receptive_field import POOLS, layers, rows_of
+from tools.receptive_field import POOLS, layers_of, rows_of
 from tools.trace import Step, first_with_weights, trace
 
 
@@ -67,7 +67,7 @@ def parts_of(model: nn.Module, steps: list[Step]) -> dict[Part, str]:
     settings = [step.settings for step in in_training if "dropout" in step.name]
     rates = [f"{each['p']:g}" for each in settings if each["p"] and each.get("train")]
     heads: dict[str, list[str]] = {"global average pooling": [], "fully connected layer": []}
-    for step, layer in list(zip(steps, layers(steps)))[first_with_weights(steps) :]:
+    for step, layer in list(zip(steps, layers_of(steps)))[first_with_weights(steps) :]:
         source = steps[step.reads[0]].output
         if is_global_average(step, source):
             heads["global average pooling"].append(f"of {' x '.join(map(str, source.shape[1:]))}")

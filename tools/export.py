@@ -52,7 +52,7 @@ def to_onnx(model: nn.Module) -> Any:
             mock.patch("builtins.len", traced_len),
             mock.patch.object(torch._C, "_jit_onnx_log"),  # prints what cannot be exported
         ):
-            # dynamo=True takes half a minute, and writes paths of this machine into the file.
+            # dynamo=True takes half a minute, and writes absolute paths into the file.
             torch.onnx.export(
                 model,
                 (torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE),),

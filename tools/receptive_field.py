@@ -113,7 +113,7 @@ def title_of(step: Step, geometry: Geometry | None) -> str | None:
     return POOLS.get(step.name, step.name if changes else None)
 
 
-def layers(steps: list[Step]) -> list[Layer]:
+def layers_of(steps: list[Step]) -> list[Layer]:
     """Each step as a layer; the first, the images, is the input."""
     result = [Layer("input", None, (1, 1), [1, IMAGE_SIZE, IMAGE_SIZE])]
     for step in steps[1:]:
@@ -190,11 +190,11 @@ def rows_of(model: nn.Module) -> list[Layer]:
     layer with weights, only the last has one.
     """
     steps = trace(model, torch.randn(IMAGES, 1, IMAGE_SIZE, IMAGE_SIZE))
-    known, outputs, first = layers(steps), wide_outputs(steps), first_with_weights(steps)
-    before = [at for at in range(1, first) if known[at].title not in (None, *JOINS.values())]
-    rows = known[:1]
+    layers, outputs, first = layers_of(steps), wide_outputs(steps), first_with_weights(steps)
+    before = [at for at in range(1, first) if layers[at].title not in (None, *JOINS.values())]
+    rows = layers[:1]
     for at in (*before[-1:], *range(first, len(steps))):
-        layer = known[at]
+        layer = layers[at]
         if layer.title:
             measured = measured_field(outputs[at], outputs[0], bool(layer.field))
             is_layer = layer.title != steps[at].name or steps[at].weights

@@ -33,7 +33,7 @@ from files import write_atomically
 from mnist import DATA_DIR, STD, Loader, load_mnist, normalize
 from networks import load_model
 from tools import hand_in
-from tools.receptive_field import layers
+from tools.receptive_field import layers_of
 from tools.trace import trace
 
 WIDTH = 7.5  # inches: 900 pixels, the width of a README
@@ -150,10 +150,10 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
     if first:
         filters = first.settings["weight"][:MOST_MAPS, 0]
         rows.append((f"{len(filters)} filters of the first layer", filters))
-    known = layers(steps)
-    for step, layer in zip(steps[1:], known[1:]):
+    layers = layers_of(steps)
+    for step, layer in zip(steps[1:], layers[1:]):
         source = step.reads[0]
-        maps, field = steps[source].output[0], known[source].field
+        maps, field = steps[source].output[0], layers[source].field
         is_read = source > 0 and (step.weights or layer.title == "average pool")
         if is_read and maps.ndim == 3 and maps.shape[-1] > 1 and maps.is_floating_point():
             count, height, width = maps.shape

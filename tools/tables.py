@@ -325,7 +325,7 @@ def update() -> None:
 
 
 def show(name: str | None) -> None:
-    """Prints the distribution of every network for a challenge, or updates the documents."""
+    """Prints the results of all networks for a challenge, or updates the documents."""
     if name:
         tested = read_records(RESULTS, CHALLENGES[name]).query("holdout == 0")
         print(markdown(summary(tested, CHALLENGES[name]), 2))
@@ -337,7 +337,8 @@ def show(name: str | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser = Parser("python -m tools.tables", __doc__)
-    parser.add_argument("--challenge", choices=[*CHALLENGES])
+    challenge = "print the results for this challenge; update nothing"
+    parser.add_argument("--challenge", choices=[*CHALLENGES], help=challenge)
     return exit_code(parser.prog, show, parser.parse_args(argv).challenge)
 
 
