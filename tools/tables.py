@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock
 from matplotlib.figure import Figure
 from scipy import stats
@@ -208,17 +207,15 @@ def epochs_tables(epochs: pd.DataFrame) -> str:
 def ablation_table(records: pd.DataFrame) -> str:
     """Recipes on validation images; for changes of a recipe, the mean paired difference."""
     validated, rows = records[records["holdout"] > 0].set_index(["holdout", "seed"]), []
-    columns = {  # titles and formats
-        "late_acc": ("accuracy (%)", ".3f"),
-        "lowest": ("lowest of the last five (%)", ".3f"),
-        "late_loss": ("loss", ".4f"),
-    }
+    titles = {"late_acc": "accuracy (%)", "lowest": "lowest of the last five (%)"}
+    titles["late_loss"] = "loss"
     for (model, recipe), runs in validated.groupby(["model", "recipe"]):
         base, _, changes = recipe.partition("+")
         whole = validated.query("model == @model and recipe == @base")
         row = {"model": model, "recipe": base, "changes": changes.replace("+", ", ") or "none"}
         row["seeds"] = str(len(runs))
-        for name, (title, form) in columns.items():
+        for name, title in titles.items():
+            form = ".4f" if title == "loss" else ".3f"
             row[title] = f"{runs[name].mean():{form}}"
             if changes:
                 change = (runs[name] - whole[name]).dropna()  # paired by seed
@@ -277,7 +274,8 @@ def plot_frontier(tested: pd.DataFrame) -> bytes:
     for name, parameters, error, _ in attempts.itertuples():
         label(name, (parameters, error), (-7, 6), ha="right", color="C0", weight="bold")
     axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="test accuracy (%)")
-    counts, accuracies = 500 * 2 ** np.arange(6), [98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7]
+    counts = [500 * 2**n for n in range(6)]
+    accuracies = [98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7]
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.set_yticks([100 - accuracy for accuracy in accuracies], accuracies)
     axes.set_ylim(2.3, 0.28)
