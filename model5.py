@@ -62,20 +62,52 @@ def gradient_filters() -> Tensor:
     return (angles.cos() * along_x + angles.sin() * along_x.T)[:, None]
 
 
-class Model_5(nn.Module):
+class Deskewed(nn.Module):
+    """A network for deskewed images, with test-time augmentation; subclasses define `logits`.
+
+    Training has one view, the deskewed digit scaled by `scale`. At test time the logits of all
+    `views` are averaged.
+    """
+
+    def __init__(self, scale: float, views: tuple[View, ...]) -> None:
+        super().__init__()
+        self.views, self.training_view = views, (0.0, scale)
+        self.register_buffer("gradients", gradient_filters(), persistent=False)
+
+    def one_view(self) -> "Deskewed":
+        """A copy without test-time augmentation, which shares the weights."""
+        model = copy.copy(self)
+        model.views = (self.training_view,)
+        return model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 1, 28, 28), normalized, to logits (N, 10): the mean over all views."""
+        views = [self.training_view] if self.training else self.views
+        deskewed = torch.cat([deskew(images, *view) for view in views])
+        return sum(self.logits(deskewed).chunk(len(views))) / len(views)
+
+    def gradient_maps(self, images: Tensor) -> Tensor:
+        """Images (N, 1, 28, 28) to maps (N, 9, 13, 13): the gradient's positive part, the image."""
+        rising = torch.relu(F.conv2d(images, self.gradients))
+        features = torch.cat([rising, images[:, :, 1:-1, 1:-1]], dim=1)  # 9 x 26 x 26
+        # MaxPool2d(2, stride=1), but ten times as fast on a CPU with so few channels.
+        features = torch.maximum(features[:, :, 1:], features[:, :, :-1])
+        features = torch.maximum(features[..., 1:], features[..., :-1])  # 9 x 25 x 25
+        # As in model4: the last row and column are repeated, then the mean halves the size.
+        return F.avg_pool2d(F.pad(features, (0, 1, 0, 1), mode="replicate"), 2)
+
+
+class Model_5(Deskewed):
     """Images (N, 1, 28, 28) to logits (N, 10). 3,683 parameters, receptive field the whole image.
 
     `width` is the number of channels of the block, at least 11: with 10, the last cosine is 0.
-    Training has one view, the deskewed digit scaled by `scale`. At test time the logits of all
-    `views` are averaged.
     """
 
     def __init__(
         self, width: int = 54, scale: float = 1.2, views: tuple[View, ...] = VIEWS
     ) -> None:
-        super().__init__()
-        self.width, self.views, self.training_view = width, views, (0.0, scale)
-        self.register_buffer("gradients", gradient_filters(), persistent=False)
+        super().__init__(scale, views)
+        self.width = width
         # The block, which is applied once before the second pool and four times after it.
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.pointwise = nn.Conv2d(width, width, 1, bias=False)
@@ -92,32 +124,14 @@ class Model_5(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
         self.bias = nn.Parameter(torch.zeros(10))
 
-    def one_view(self) -> "Model_5":
-        """A copy without test-time augmentation, which shares the weights."""
-        model = copy.copy(self)
-        model.views = (self.training_view,)
-        return model
-
     def block(self, features: Tensor, number: int) -> Tensor:
         """The block, with BatchNorm `number`, from 0: (N, width, H, W) to the same shape."""
         change = self.pointwise(self.between[number](self.depthwise(features)))
         return torch.relu(features + self.norms[number](change))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 1, 28, 28), normalized, to logits (N, 10): the mean over all views."""
-        views = [self.training_view] if self.training else self.views
-        deskewed = torch.cat([deskew(images, *view) for view in views])
-        return sum(self.logits(deskewed).chunk(len(views))) / len(views)
-
     def logits(self, images: Tensor) -> Tensor:
         """The logits (N, 10) of deskewed images (N, 1, 28, 28)."""
-        rising = torch.relu(F.conv2d(images, self.gradients))
-        features = torch.cat([rising, images[:, :, 1:-1, 1:-1]], dim=1)  # 9 x 26 x 26
-        # MaxPool2d(2, stride=1), but ten times as fast on a CPU with so few channels.
-        features = torch.maximum(features[:, :, 1:], features[:, :, :-1])
-        features = torch.maximum(features[..., 1:], features[..., :-1])  # 9 x 25 x 25
-        # As in model4: the last row and column are repeated, then the mean halves the size.
-        features = F.avg_pool2d(F.pad(features, (0, 1, 0, 1), mode="replicate"), 2)  # 9 x 13 x 13
+        features = self.gradient_maps(images)
         features = torch.cat([features] * math.ceil(self.width / 9), dim=1)[:, : self.width]
         if images.is_cpu:  # where this layout is faster
             features = features.contiguous(memory_format=torch.channels_last)

@@ -237,15 +237,9 @@ def train_and_evaluate(
     train_loss, train_accuracy = train_one_epoch(trainer, loader, show_bar)
     seconds = time.perf_counter() - clock  # reading the loss has synchronized the device
     loss, accuracy = evaluate(trainer.ema, test_loader, trainer.criterion)
-    record = {
-        "epoch": loader.epoch,
-        "train_loss": train_loss,
-        "train_acc": train_accuracy,
-        "lr": trainer.scheduler.get_last_lr()[0],
-        "loss": loss,
-        "acc": accuracy,
-        "seconds": seconds,
-    }
+    record = {"epoch": loader.epoch, "train_loss": train_loss, "train_acc": train_accuracy}
+    record |= {"lr": trainer.scheduler.get_last_lr()[0], "loss": loss, "acc": accuracy}
+    record["seconds"] = seconds
     if hasattr(trainer.ema, "one_view") and len(trainer.ema.views) > 1:
         one_view = evaluate(trainer.ema.one_view(), test_loader, trainer.criterion)
         record[run_folder.ONE_VIEW] = one_view[1]
@@ -390,12 +384,7 @@ def build_parser() -> Parser:
     add("--model", choices=[*list_models(), "all"], help="default: model3")
     add_settings(parser)
     add("--seed", type=whole_number(0, 2**32 - 1), default=42, metavar="N", help=default)
-    add(
-        "--challenge",
-        choices=[*CHALLENGES],
-        default="8k",
-        help=f"to be met ({default})",
-    )
+    add("--challenge", choices=[*CHALLENGES], default="8k", help=default)
     device = f"{default}, the first available of cuda, mps and cpu"
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help=device)
     threads = "CPU threads (default: one per core)"

@@ -35,7 +35,7 @@ call("tools.study --model model_new --recipe own --seeds 0 --holdout 9")
 call("pytest -k model_new tests/test_models.py")
 """
 # What would take time, and shows nothing more.
-LEFT_OUT = shutil.ignore_patterns(".*", "data", "runs", "model[12456].*", "runs.csv", "epochs.csv")
+LEFT_OUT = shutil.ignore_patterns(".*", "data", "runs", "model[12456_]*", "runs.csv", "epochs.csv")
 
 
 def test_every_script_takes_a_new_model_and_a_new_recipe(

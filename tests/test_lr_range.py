@@ -42,7 +42,7 @@ def test_it_ends_where_the_loss_diverges() -> None:
 
 
 def test_rates_of_a_known_curve(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr(lr_range, "Trainer", lambda *_: trainer_of(curve))
+    monkeypatch.setattr(train, "Trainer", lambda *_: trainer_of(curve))
     assert lr_range.main(["--out", str(tmp_path)]) == 0
     *lines, path = capsys.readouterr().out.splitlines()
     fastest, lowest, max_lr = (float(line.split("  ")[-1]) for line in lines)
@@ -52,7 +52,7 @@ def test_rates_of_a_known_curve(monkeypatch, tmp_path, capsys) -> None:
 
 def test_a_loss_that_never_falls_is_one_line(monkeypatch, tmp_path, capsys) -> None:
     for loss in (lambda rate: np.nan, lambda rate: 2.3 + rate):
-        monkeypatch.setattr(lr_range, "Trainer", lambda *_, loss=loss: trainer_of(loss))
+        monkeypatch.setattr(train, "Trainer", lambda *_, loss=loss: trainer_of(loss))
         assert lr_range.main(["--out", str(tmp_path)]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "model3: the loss falls at no rate" in error

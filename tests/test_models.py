@@ -1,4 +1,4 @@
-"""Every model file, and the six known ones against their description, layer by layer."""
+"""Every model file, and the known ones against their description, layer by layer."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ from networks import count_parameters, get_model
 
 PARTS = ["Target", "Result", "Analysis"]
 COUNTS = {"model1": 13_808, "model2": 9_382, "model3": 7_784}
-COUNTS |= {"model4": 7_556, "model5": 3_683, "model6": 986}
+COUNTS |= {"model4": 7_556, "model5": 3_683, "model6": 986, "model_fast": 7_309}
 
 
 def convs(*channels: int, padding: int = 0, bias: bool = False) -> list[nn.Module]:
@@ -80,12 +80,25 @@ def gradients(image: np.ndarray) -> np.ndarray:
     return np.array(maps)[:, 1:-1, 1:-1]
 
 
-class Repeated(nn.Module):
-    """model5 and model6 as described: one block five times, and a discrete cosine transform."""
+class Deskewed(nn.Module):
+    """Views of digits, deskewed, as maps (N, 9, 13, 13) to a network; the mean of its logits."""
 
-    def __init__(self, width: int, zoom: float, views: list[tuple[int, float]]) -> None:
+    def __init__(self, network: nn.Module, zoom: float, views: list[tuple[int, float]]) -> None:
         super().__init__()
-        self.training_views, self.views = [(0, zoom)], views
+        self.network, self.training_views, self.views = network, [(0, zoom)], views
+
+    def forward(self, images: Tensor) -> Tensor:
+        views = self.training_views if self.training else self.views
+        maps = [gradients(deskewed(image[0], *view)) for view in views for image in images.numpy()]
+        logits = self.network(Blur()(torch.from_numpy(np.array(maps))))
+        return logits.reshape(len(views), len(images), 10).mean(dim=0)
+
+
+class Repeated(nn.Module):
+    """model5 and model6 behind the maps: one block five times, and a discrete cosine transform."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
         self.scale, self.bias = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(10))
         self.space = nn.ParameterList([torch.empty(width, 1, 3, 3)])
         self.mix = nn.ParameterList([torch.empty(width, width, 1, 1)])
@@ -95,23 +108,25 @@ class Repeated(nn.Module):
         waves = torch.from_numpy(fft.dct(np.eye(width), axis=0)[1:11] / 2)
         self.register_buffer("waves", waves, persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        views = self.training_views if self.training else self.views
-        maps = [gradients(deskewed(image[0], *view)) for view in views for image in images.numpy()]
-        maps = Blur()(torch.from_numpy(np.array(maps)))
+    def forward(self, maps: Tensor) -> Tensor:
         x, read = torch.cat(6 * [maps], dim=1)[:, : len(self.shifts[0])], 0
         for time, norm in enumerate(self.norms):
             y = self.between[time](F.conv2d(x, self.space[0], padding=1, groups=x.shape[1]))
             y = norm(F.conv2d(y, self.mix[0])) + self.shifts[time][:, None, None]
             x = F.relu(x + y) if time else Blur()(F.relu(x + y))
             read = read + (x.mean(dim=(2, 3)) / 3 if time > 1 else 0)
-        logits = self.scale * (read @ self.waves.T) + self.bias
-        return logits.reshape(len(views), len(images), 10).mean(dim=0)
+        return self.scale * (read @ self.waves.T) + self.bias
 
 
 def described(name: str) -> nn.Sequential:
     """The network as it was published, each pool after the ReLU of the convolution before it."""
-    dropout = nn.Dropout(0.05)
+    dropout, views = nn.Dropout(0.05), [*itertools.product([-7, 7], [1.28, 1.12])]
+    fast = nn.Sequential(
+        *[nn.Conv2d(9, 9, 3, padding=1, groups=9, bias=False), nn.BatchNorm2d(9)],
+        *[nn.Conv2d(9, 40, 1, bias=False), nn.BatchNorm2d(40), nn.ReLU()],
+        *[Block(40), Blur(), Block(40), Block(40)],
+        *[nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 10)],
+    )
     parts = {
         "model1": [
             [*convs(1, 16, 32), nn.Conv2d(32, 10, 1, bias=False), nn.MaxPool2d(2), dropout],
@@ -135,8 +150,9 @@ def described(name: str) -> nn.Sequential:
             [Block(37), Blur(), Block(37), Block(37)],
             [nn.AdaptiveAvgPool2d(1), nn.Flatten(), dropout, nn.Linear(37, 10)],
         ],
-        "model5": [[Repeated(54, 1.2, [*itertools.product([-7, 7], [1.28, 1.12])])]],
-        "model6": [[Repeated(25, 1, [(0, 1)])]],
+        "model5": [[Deskewed(Repeated(54), 1.2, views)]],
+        "model6": [[Deskewed(Repeated(25), 1, [(0, 1)])]],
+        "model_fast": [[Deskewed(fast, 1.2, views)]],
     }
     return nn.Sequential(*itertools.chain(*parts[name]), nn.Flatten())
 

@@ -226,7 +226,8 @@ def test_resume_and_evaluate_with_another_config(config: Any, tmp_path: Path, ca
 IMPORTS = dict.fromkeys(["cli", "challenges", "curves", "provenance", "cuda_graph"], "")
 IMPORTS |= dict.fromkeys(["files", "recipes", "device"], "cli")
 IMPORTS |= dict.fromkeys(["mnist", "networks", "run_folder"], "cli files")
-IMPORTS |= dict.fromkeys(networks.list_models(), "") | {"model6": "model5"}  # a size of its design
+IMPORTS |= dict.fromkeys(networks.list_models(), "")
+IMPORTS |= {"model6": "model5", "model_fast": "model4 model5"}  # made of their parts
 
 
 def imports_of(name: str) -> set[str]:

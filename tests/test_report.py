@@ -13,7 +13,7 @@ import train
 from cli import UsageError
 from curves import table_row
 from files import write_state
-from mnist import MEAN, STD, Loader, load_mnist
+from mnist import MEAN, STD, Loader
 from networks import get_model
 from run_folder import read_config, read_metrics
 from tools import hand_in, report
@@ -119,9 +119,9 @@ def test_pixels_without_gradient_are_left_white() -> None:
 
 
 def test_report_md_holds_all_of_a_run(small_data, tmp_path, monkeypatch, capsys) -> None:
-    settings = "--holdout 200 --epochs 1 --recipe classic --seed 7 --challenge 20k --device cpu"
-    places = ["--data-dir", str(small_data), "--out-dir", str(tmp_path)]
-    assert train.main([*settings.split(), *places, "--quiet"]) == 0
+    settings = ["--holdout=200", "--epochs=1", "--recipe=classic", "--seed=7", "--challenge=20k"]
+    places = ["--data-dir", str(small_data), "--out-dir", str(tmp_path), "--device", "cpu"]
+    assert train.main([*settings, *places, "--quiet"]) == 0
     (folder,) = tmp_path.iterdir()
     titles, png = [], report.png
     monkeypatch.setattr(
@@ -143,13 +143,11 @@ def test_report_md_holds_all_of_a_run(small_data, tmp_path, monkeypatch, capsys)
             assert image.width == 900 or picture == "model3-curves.png"
 
     run = hand_in.read_run(folder)
-    loader, _ = train.build_loaders(run.experiment, torch.device("cpu"), small_data)
-    (axes,) = hand_in.plot_augmented(run, small_data).axes
+    (axes,) = hand_in.plot_augmented(run).axes
     grid = 1 - torch.tensor(axes.images[0].get_array()[3:, 3:])  # four rows of tiles, 31 apart
     before, after = ((255 * grid[top:, :28][:28]).round() for top in (0, 31))
-    images, _ = load_mnist(small_data, train=True)
-    assert (images[:, 0] == before).all(dim=(1, 2)).any()
-    first = next(iter(loader))[0][0, 0] * STD + MEAN
+    assert (run.loader.images[:, 0] == before).all(dim=(1, 2)).any()
+    first = next(iter(run.loader))[0][0, 0] * STD + MEAN
     assert torch.equal((255 * first).round(), after) and not torch.equal(before, after)
     capsys.readouterr()
     (folder / "weights.pt").unlink()

@@ -173,7 +173,7 @@ def test_records_may_be_missing_or_of_unknown_networks(tmp_path: Path, monkeypat
     assert [row[:3] for row in seeds] == expected
     assert [row[0] for row in sizes] == ["model3", "model77", "model77-width9"]
     front = (tmp_path / "front.md").read_text()
-    assert re.search(r"model3\.py\) \| strong +\| +7,784 \| +1 \| +99.500 \| +- \|", front)
+    assert re.search(r"model3\.py\) +\| strong +\| +7,784 \| +1 \| +99.500 \| +- \|", front)
     for name in ("seeds.png", "frontier.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

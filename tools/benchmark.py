@@ -3,7 +3,7 @@
     python -m tools.benchmark               # model3 under "strong" and under "classic"
     python -m tools.benchmark --rounds 0    # no timing: updates the table
 
-Both train the same network by the same recipe, after a warm-up. The usual way is that of most
+Both train the same network with the same recipe, after a warm-up. The usual way is that of most
 notebooks for this challenge: torchvision's transforms image by image, `.item()` at every step, and
 a DataLoader with four workers and pinned memory on a GPU, without workers on a CPU. The record is
 results/benchmark.json, its table in results/README.md.
@@ -28,21 +28,21 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from cli import Parser, exit_code, whole_number
-from device import reuse_freed_memory, select_device
+from device import select_device
 from files import write_atomically
-from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Augmentation, Loader, load_mnist
+from mnist import DATA_DIR, IMAGE_SIZE, MEAN, STD, Loader
 from networks import ROOT, get_model, list_models
 from provenance import describe
-from recipes import CLASSIC, STRONG, Recipe
-from train import Trainer, train_one_epoch
+from recipes import CLASSIC, STRONG, Experiment, Recipe
+from train import build_trainer, train_one_epoch
 
 RECORD, DOCUMENT = ROOT / "results" / "benchmark.json", ROOT / "results" / "README.md"
 IMAGES, WARM_UP_IMAGES = 60_000, 2_000
-Epoch = Callable[[int], object]  # trains on the first so many images, each once
+Epoch = Callable[[int], object]  # trains on the first N images, each once
 
 
 def usual_way(name: str, recipe: Recipe, device: torch.device) -> Epoch:
-    """An epoch as notebooks write it, with the EMA that the recipe has."""
+    """An epoch as most notebooks write it, with the EMA of the recipe."""
     from torchvision import datasets, transforms  # here, so that ours is timed without it
 
     shift, scale = recipe.translation / IMAGE_SIZE, 1 + recipe.scaling
@@ -80,15 +80,13 @@ def usual_way(name: str, recipe: Recipe, device: torch.device) -> Epoch:
 
 
 def this_repository(name: str, recipe: Recipe, device: torch.device) -> Epoch:
-    """An epoch of train.py, with the EMA that the recipe has."""
-    reuse_freed_memory()
-    images, labels = (part.to(device) for part in load_mnist(DATA_DIR, train=True))
-    trainer = Trainer(get_model(name).to(device), recipe, IMAGES)  # more steps than are made
-    augmentation = Augmentation(*(getattr(recipe, field) for field in Augmentation._fields))
+    """An epoch of train.py, with the EMA of the recipe."""
+    trainer, whole, _ = build_trainer(Experiment(name, recipe), device.type, DATA_DIR, False)
 
     def epoch(count: int) -> None:
-        loader = Loader(images[:count], labels[:count], recipe.batch_size, augmentation)
-        loader.epoch = recipe.epochs  # the last, in which there is an EMA
+        images, labels = whole.images[:count], whole.labels[:count]
+        loader = Loader(images, labels, recipe.batch_size, whole.augmentation)
+        loader.epoch = recipe.epochs  # the last, which has an EMA
         train_one_epoch(trainer, loader)
 
     return epoch
@@ -98,11 +96,11 @@ WAYS = {"usual way": usual_way, "this repository": this_repository}
 
 
 def time_epoch(way: str, name: str, recipe: Recipe, device: torch.device, images: int) -> float:
-    """The seconds of an epoch on so many images, after a warm-up."""
+    """The seconds of an epoch on `images` images, after a warm-up."""
     epoch = WAYS[way](name, recipe, device)
     epoch(WARM_UP_IMAGES)
     begin = time.perf_counter()
-    epoch(images)  # ends with figures that are read from the device, so it is done
+    epoch(images)  # reading its loss synchronizes the device
     return time.perf_counter() - begin
 
 
@@ -113,8 +111,8 @@ def time_alone(*what: Any) -> float:
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
-    """A column per run: the median and range of its rounds, in Markdown."""
-    import pandas as pd  # here, so that a timed process imports neither
+    """A column per run in Markdown: median and range over its rounds."""
+    import pandas as pd  # here, so that timed processes do not import it
 
     from tools.tables import markdown
 
@@ -128,7 +126,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Measures, keeps the record, and updates the table."""
+    """Measures, writes the record, and updates the table."""
     from tools.tables import write_tables
 
     device = select_device(args.device)

@@ -1,10 +1,10 @@
-"""Check a network for what an assignment asks of it.
+"""Check a network against the requirements of an assignment.
 
     python -m tools.check model7
     python -m tools.check model3 model4 --challenge 20k
 
-Prints a Markdown list; its boxes are what the challenge requires. Parts are found in what the
-network computes, not by the names of its layers. Exit code 1 where a required part is missing.
+Prints a Markdown list, with a box for each requirement of the challenge. Parts are found in what
+the network computes, not by the names of its layers. Exit code 1 where a requirement is not met.
 """
 
 import argparse
@@ -21,45 +21,43 @@ from torch.utils.flop_counter import FlopCounterMode
 from challenges import CHALLENGES, Challenge, Part
 from cli import Parser, RunError, UsageError, exit_code
 from networks import count_parameters, get_model
-from tools.receptive_field import POOLS, layers, rows_of
-from tools.trace import Step, trace
+from tools.receptive_field import POOLS, layers_of, rows_of
+from tools.trace import Step, first_with_weights, trace
 
 
 def is_global_average(step: Step, source: Tensor) -> bool:
-    """Whether it averages all positions of a map, of any layout, up to a factor."""
+    """Whether it averages over all positions of a map, in any layout, up to a positive factor."""
     if len(step.reads) != 1 or source.ndim < 3 or not source.is_floating_point():
         return False
     values = torch.randn_like(source)
     axes = range(1, source.ndim)
     averages = [values.mean(dim=[other for other in axes if other != axis]) for axis in axes]
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError):  # such as a view to another size
         output = step.run({step.reads[0]: values.clone()})
         return any(
-            each.numel() == output.numel() < values.numel()
-            and torch.allclose(
-                F.normalize(each.view(1, -1)), F.normalize(output.reshape(1, -1)), atol=1e-4
-            )
-            for each in averages
+            average.numel() == output.numel() < values.numel()
+            and F.cosine_similarity(average.flatten(), output.flatten(), dim=0) > 1 - 1e-6
+            for average in averages
         )
     return False
 
 
 def is_fully_connected(step: Step, source: Tensor) -> bool:
-    """Whether it has a weight for each pair of a value that it reads and one that it gives."""
+    """Whether it has a weight for each pair of an input and an output value."""
     pairs = source[0].numel() * step.output[0].numel()
     return len(step.reads) == 1 and bool(step.weights) and step.weights[0].numel() >= pairs
 
 
 def listed(words: list[str]) -> str:
-    """The different ones, in order, with commas."""
+    """The distinct words, separated by commas."""
     return ", ".join(dict.fromkeys(words))
 
 
 def parts_of(model: nn.Module, steps: list[Step]) -> dict[Part, str]:
-    """Describes the parts of a network that challenges ask for, as far as it has them.
+    """Describes the parts that the network has, of those that challenges require.
 
-    `steps` are those of evaluation. UsageError where training mode fails, with the network's own
-    error as the cause.
+    `steps` are those of evaluation mode. UsageError where training mode fails; the network's own
+    error is chained.
     """
     try:
         in_training = trace(copy.deepcopy(model), steps[0].output, training=True)
@@ -69,12 +67,10 @@ def parts_of(model: nn.Module, steps: list[Step]) -> dict[Part, str]:
     settings = [step.settings for step in in_training if "dropout" in step.name]
     rates = [f"{each['p']:g}" for each in settings if each["p"] and each.get("train")]
     heads: dict[str, list[str]] = {"global average pooling": [], "fully connected layer": []}
-    first = next((at for at, step in enumerate(steps) if step.weights), len(steps))
-    for step, layer in list(zip(steps, layers(steps)))[first:]:
+    for step, layer in list(zip(steps, layers_of(steps)))[first_with_weights(steps) :]:
         source = steps[step.reads[0]].output
         if is_global_average(step, source):
-            shape = " x ".join(map(str, source.shape[1:]))
-            heads["global average pooling"].append(f"of {shape}")
+            heads["global average pooling"].append(f"of {' x '.join(map(str, source.shape[1:]))}")
         elif is_fully_connected(step, source):
             heads["fully connected layer"].append(str(layer.title))
     found = {
@@ -86,7 +82,7 @@ def parts_of(model: nn.Module, steps: list[Step]) -> dict[Part, str]:
 
 
 def warnings_of(steps: list[Step], logits: Tensor) -> list[str]:
-    """What is likely a mistake: softmax before cross-entropy, dropout in evaluation."""
+    """Warns of likely mistakes: softmax before cross-entropy, dropout in evaluation mode."""
     warnings = []
     if torch.allclose(logits.logsumexp(dim=1), torch.zeros(len(logits)), atol=1e-4):
         warnings.append("log-softmax at the end: cross-entropy has its own, so leave it out")
@@ -98,7 +94,7 @@ def warnings_of(steps: list[Step], logits: Tensor) -> list[str]:
 
 
 def checklist(model: nn.Module, challenge: Challenge) -> list[str]:
-    """The lines of the list; those of what the challenge requires begin with a box, "[ ]" or "[x]".
+    """The lines of the list; requirements begin with "[x]" or "[ ]".
 
     The network is left in evaluation mode.
     """
@@ -109,7 +105,7 @@ def checklist(model: nn.Module, challenge: Challenge) -> list[str]:
     frozen = f"; {trainable:,} are trainable, but all count" if trainable != count else ""
     limit = challenge.parameters
     required = {f"{count:,} parameters, each counted once ({limit}){frozen}": limit.allows(count)}
-    required["output: 10 logits for each image"] = True  # or there would be no network
+    required["output: 10 logits for each image"] = True  # checked by get_model
     required |= {parts.get(x, f"{x.value}: none"): x in parts for x in challenge.parts}
     pools = [
         before.reach for before, row in itertools.pairwise(rows) if row.title in POOLS.values()
@@ -130,7 +126,7 @@ def checklist(model: nn.Module, challenge: Challenge) -> list[str]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Prints the lists; RunError where a network misses what the challenge requires."""
+    """Prints the lists; RunError where a network does not meet a requirement."""
     misses = []
     for name in args.models:
         lines = checklist(get_model(name), CHALLENGES[args.challenge])
@@ -145,8 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser = Parser("python -m tools.check", __doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="such as model7")
-    which = "default: %(default)s"
-    parser.add_argument("--challenge", choices=[*CHALLENGES], default="8k", help=which)
+    default = "default: %(default)s"
+    parser.add_argument("--challenge", choices=[*CHALLENGES], default="8k", help=default)
     return exit_code(parser.prog, check, parser.parse_args(argv))
 
 

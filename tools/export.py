@@ -1,10 +1,10 @@
-"""Export trained networks to ONNX, which other languages and runtimes load without PyTorch.
+"""Export trained networks to ONNX, for other languages and runtimes.
 
     python -m tools.export weights/model4.pt                    # writes weights/model4.onnx
     python -m tools.export weights/*.pt                         # one file beside each
 
 Input `pixels`: (N, 1, 28, 28), float32, 0 (background) to 1 (ink). Output `logits`: (N, 10). The
-normalisation is part of the graph; the metadata describe input, output, parameters and accuracy.
+normalization is part of the graph; the metadata describe input, output, parameters and accuracy.
 A file is written only if onnxruntime predicts the same digit as PyTorch on all 10,000 test images,
 with logits within 1e-4.
 """
@@ -32,12 +32,12 @@ BATCH_SIZE = 500  # images
 
 
 def from_pixels(network: nn.Module) -> nn.Module:
-    """A network that takes pixels from 0 to 1 and normalises them itself, in evaluation mode."""
+    """The network with normalization in front, for pixels from 0 to 1, in evaluation mode."""
     return nn.Sequential(Normalize((MEAN,), (STD,)), network).eval()
 
 
 def traced_len(value: Any, length: Any = len) -> Any:
-    """len(value); of a tensor its shape[0], which torch's tracer records and len() it does not."""
+    """len(value), but shape[0] of a tensor, which torch's tracer records."""
     return value.shape[0] if isinstance(value, Tensor) else length(value)
 
 
@@ -52,8 +52,7 @@ def to_onnx(model: nn.Module) -> Any:
             mock.patch("builtins.len", traced_len),
             mock.patch.object(torch._C, "_jit_onnx_log"),  # prints what cannot be exported
         ):
-            # dynamo=False: torch 2.6 and today's write the same file by it, in a second. The newer
-            # exporter takes half a minute, and its file has the paths of this machine in it.
+            # dynamo=True takes half a minute, and writes absolute paths into the file.
             torch.onnx.export(
                 model,
                 (torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE),),
@@ -75,7 +74,7 @@ def first_line(error: Exception) -> str:
 
 
 def to_float32(content: Any) -> Any:
-    """Replaces double precision, for which onnxruntime has few kernels, in an onnx.ModelProto."""
+    """Converts an onnx.ModelProto from double precision, for which onnxruntime has few kernels."""
     from onnx import TensorProto, numpy_helper
 
     graph = content.graph
@@ -97,7 +96,7 @@ def run_onnx(content: bytes, pixels: Tensor) -> Tensor:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised; it need not print them too
+    options.log_severity_level = 4  # do not print errors, which are raised
     try:
         session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
         parts = [session.run(None, {"pixels": x.numpy()})[0] for x in pixels.split(BATCH_SIZE)]
@@ -107,21 +106,19 @@ def run_onnx(content: bytes, pixels: Tensor) -> Tensor:
 
 
 def check_agreement(model: nn.Module, logits: Tensor, pixels: Tensor) -> float:
-    """The largest difference from PyTorch's logits; RunError if it, or a digit, is too far off."""
+    """The largest difference from PyTorch's logits; RunError if they or a prediction disagree."""
     with torch.inference_mode():
         expected = torch.cat([model(batch) for batch in pixels.split(BATCH_SIZE)])
     difference = (expected - logits).abs().max().item()
     others = (expected.argmax(dim=1) != logits.argmax(dim=1)).sum().item()
-    if others or not difference <= TOLERANCE:
-        what = f"other digits on {others} of {len(logits):,} test images"
-        raise RunError(
-            f"onnxruntime disagrees: {what}, logits {difference:.1e} off; nothing was written"
-        )
+    if others or not difference <= TOLERANCE:  # also if it is NaN
+        what = f"{others} of {len(logits):,} predictions differ, logits by {difference:.1e}"
+        raise RunError(f"onnxruntime disagrees: {what}; nothing was written")
     return difference
 
 
 def destination(weights: Path, out: Path | None) -> Path:
-    """The file to write; UsageError if it cannot be written, or is the weights themselves."""
+    """The file to write; UsageError if it cannot be written, or is the file of weights."""
     weights = weights / "weights.pt" if weights.is_dir() else weights
     path = out or weights.with_suffix(".onnx")
     if path.suffix != ".onnx" or path.is_dir() or not path.parent.is_dir() or path == weights:

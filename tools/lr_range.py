@@ -2,9 +2,9 @@
 
     python -m tools.lr_range --model model3 --recipe classic
 
-A new network trains on up to 300 batches while the rate rises, until the loss diverges (Smith,
-"Cyclical learning rates for training neural networks", 2017). A good max_lr lies between where the
-loss falls fastest and where it is lowest. The test images are not read.
+An untrained network trains on up to 300 batches while the learning rate rises, until the loss
+diverges (Smith, "Cyclical learning rates for training neural networks", 2017). A good max_lr lies
+between where the loss falls fastest and where it is lowest. Test images are not used.
 """
 
 import argparse
@@ -13,18 +13,16 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter1d
 
 from cli import Parser, RunError, exit_code
 from curves import png
-from device import select_device
 from files import write_atomically
-from mnist import Loader
-from networks import get_model, list_models
+from mnist import DATA_DIR, Loader
+from networks import list_models
 from recipes import RECIPES, Experiment, add_settings, sizes_of
-from train import Trainer, build_loaders
+from train import Trainer, build_trainer
 
 RATES = np.geomspace(1e-4, 10, 300)  # one per batch
 DIVERGED = 2  # times the first loss
@@ -47,23 +45,20 @@ def range_test(trainer: Trainer, loader: Loader) -> list[float]:
 
 def draw(args: argparse.Namespace) -> None:
     """Runs the test, prints the rates that it finds, and writes the plot."""
-    recipe, sizes = (
-        RECIPES[args.recipe or "strong"].changed(args.settings),
-        sizes_of(args.sizes),
-    )
-    experiment, device = Experiment(args.model, recipe, 42, 10_000, sizes), select_device("auto")
+    recipe = RECIPES[args.recipe or "strong"].changed(args.settings)
+    experiment = Experiment(args.model, recipe, holdout=10_000, sizes=sizes_of(args.sizes))
     args.out.mkdir(parents=True, exist_ok=True)
-    loader, _ = build_loaders(experiment, device)
-    torch.manual_seed(loader.seed)
-    trainer = Trainer(get_model(args.model, **sizes).to(device), recipe, len(loader))
+    trainer, loader, _ = build_trainer(experiment, "auto", DATA_DIR, False)
     losses = range_test(trainer, loader)
     smooth = gaussian_filter1d(losses, SMOOTHING, mode="nearest") if losses else np.zeros(1)
     lowest = smooth.argmin()
     if lowest == 0:
         raise RunError(f"{args.model}: the loss falls at no rate from {RATES[0]} to {RATES[-1]}")
-    marks = {"loss falls fastest": RATES[np.gradient(smooth[: lowest + 1]).argmin()]}
-    marks |= {"loss is lowest": RATES[lowest], "max_lr of the recipe": recipe.max_lr}
-
+    marks = {
+        "loss falls fastest": RATES[np.gradient(smooth[: lowest + 1]).argmin()],
+        "loss is lowest": RATES[lowest],
+        "max_lr of the recipe": recipe.max_lr,
+    }
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes, rates = figure.subplots(), RATES[: len(losses)]
     axes.semilogx(rates, losses, ".", color="lightgray", label="loss of a batch")

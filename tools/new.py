@@ -1,4 +1,4 @@
-"""Write the file of a new network, as a start: model3, with a docstring to fill in.
+"""Write a file for a new network: a copy of model3 with a docstring to fill in.
 
 python -m tools.new model7
 """
@@ -19,7 +19,7 @@ Analysis  Why, and what to change next.
 
 
 def write(args: argparse.Namespace) -> None:
-    """Writes the file; UsageError where there is one, or no model can have this name."""
+    """Writes the file; UsageError if it exists, or the name is not that of a model."""
     path = ROOT / f"{args.name}.py"
     if not re.fullmatch(r"model([0-9]+|_\w+)", args.name, re.ASCII):
         raise UsageError(f"{args.name}: name it model7 or model_small")

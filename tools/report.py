@@ -1,14 +1,13 @@
-"""Draw the results of a trained network on the 10,000 test digits, and its feature maps.
+"""Draw the results of a trained network on the test images, and its feature maps.
 
     python -m tools.report runs/model3-strong-seed42    # a run folder, or a file of weights
     python -m tools.report runs/model3-strong-seed42 --hand-in
     python -m tools.report weights/model4.pt --out results --grad-cam blocks.5
 
-Writes six PNGs beside the weights, or into --out: the confusion matrix, every mistake, the
-accuracy of each digit, filters and feature maps, the effective receptive field, and Grad-CAM of a
-layer. --hand-in adds report.md, which shows them with all that assignments ask for: model summary,
-checklist, receptive fields, log, curves, augmented images, recipe, seed and commit. The pictures
-of a run with a validation split are of its validation images.
+Writes six PNGs beside the weights, or into --out: confusion matrix, mistakes, accuracy by digit,
+filters and feature maps, effective receptive field, Grad-CAM. --hand-in adds report.md, which shows
+them with model summary, checklist, receptive fields, log, curves, augmented images, recipe, seed
+and commit; for a run with a validation split, all are of its validation images.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
-from torch.nn import functional
+from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torchvision.utils import make_grid
 
@@ -34,7 +33,7 @@ from files import write_atomically
 from mnist import DATA_DIR, STD, Loader, load_mnist, normalize
 from networks import load_model
 from tools import hand_in
-from tools.receptive_field import layers
+from tools.receptive_field import layers_of
 from tools.trace import trace
 
 WIDTH = 7.5  # inches: 900 pixels, the width of a README
@@ -59,7 +58,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
 
 
 def plot_confusion(matrix: Tensor, name: str) -> Figure:
-    """The counts. Only mistakes are shaded: a thousand correct predictions would hide them."""
+    """The confusion matrix. Only mistakes are shaded: the diagonal would hide them."""
     mistakes = matrix.float().fill_diagonal_(0).numpy()
     most = max(mistakes.max(), 1)
     figure = Figure(figsize=(WIDTH, 6.8), layout="constrained")
@@ -89,7 +88,7 @@ def plot_digits(
 ) -> Figure:
     """Each image with label, prediction and confidence.
 
-    Maps (N, 28, 28), if given, are laid over them; they are from 0, which is transparent, to 1.
+    Maps (N, 28, 28) from 0 (transparent) to 1, if given, are laid over them.
     """
     columns, line = 10, 1.2
     height = line * max(math.ceil(len(images) / columns), 1)
@@ -98,7 +97,7 @@ def plot_digits(
     axes.set_title(f"{title} (label → prediction, confidence)", fontsize=10)
     axes.set(xlim=(0, columns), ylim=(height, 0))
     axes.axis("off")
-    # A range that begins below zero makes the paper light gray, and so shows its edges.
+    # vmin below zero makes the background light gray, so that edges are visible.
     style = {"cmap": "gray_r", "vmin": -20, "vmax": 255, "interpolation": "nearest"}
     for place, (confidence, prediction) in enumerate(zip(*probabilities.max(dim=1))):
         x, y = place % columns, line * (place // columns)
@@ -115,16 +114,16 @@ def plot_digits(
 def plot_mistakes(
     images: Tensor, labels: Tensor, probabilities: Tensor, name: str, most: int = MOST_MISTAKES
 ) -> Figure:
-    """The misclassified images, the most confident first, and at most so many."""
+    """At most `most` misclassified images, the most confident first."""
     mistakes = mistakes_of(labels, probabilities)
     drawn = mistakes[:most]
-    count = f"{len(drawn)} of " * (len(drawn) < len(mistakes)) + f"{len(mistakes):,} mistakes"
-    title = f"{name}: {count}, most confident first"
+    part = f"{len(drawn)} of " if len(drawn) < len(mistakes) else ""
+    title = f"{name}: {part}{len(mistakes):,} mistakes, most confident first"
     return plot_digits(images[drawn], labels[drawn], probabilities[drawn], title)
 
 
 def plot_accuracy(matrix: Tensor, name: str) -> Figure:
-    """Accuracy of each digit, with its 95 % interval and its number of mistakes."""
+    """Accuracy by digit, with 95 % Wilson intervals and numbers of mistakes."""
     right, total = matrix.diag().tolist(), matrix.sum(dim=1).tolist()
     accuracy, overall = 100 * np.divide(right, total), 100 * sum(right) / sum(total)
     bounds = [binomtest(*pair).proportion_ci(method="wilson") for pair in zip(right, total)]
@@ -141,20 +140,22 @@ def plot_accuracy(matrix: Tensor, name: str) -> Figure:
 
 
 def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
-    """The filters (N, k, k) of the first convolution, and the maps that one image leads to.
+    """Captions, with the filters (N, k, k) of the first convolution and the maps of an image.
 
-    Those are what each layer with weights or average pool reads of the normalized image
-    (1, 28, 28): (channels, height, width), the first MOST_MAPS. With each goes a text.
+    The maps (C, H, W) are the inputs of layers with weights and of average pools, for the
+    normalized image (1, 28, 28); at most MOST_MAPS channels of each.
     """
     steps, rows = trace(model, image[None]), []
-    for step in [step for step in steps if step.name == "conv2d"][:1]:
-        filters = step.settings["weight"][:MOST_MAPS, 0]
+    first = next((step for step in steps if step.name == "conv2d"), None)
+    if first:
+        filters = first.settings["weight"][:MOST_MAPS, 0]
         rows.append((f"{len(filters)} filters of the first layer", filters))
-    known = layers(steps)
-    for step, layer in zip(steps[1:], known[1:]):
-        maps, field = steps[step.reads[0]].output[0], known[step.reads[0]].field
-        is_shown = (step.weights or layer.title == "average pool") and step.reads[0] > 0
-        if is_shown and maps.ndim == 3 and maps.shape[-1] > 1 and maps.is_floating_point():
+    layers = layers_of(steps)
+    for step, layer in zip(steps[1:], layers[1:]):
+        source = step.reads[0]
+        maps, field = steps[source].output[0], layers[source].field
+        is_read = source > 0 and (step.weights or layer.title == "average pool")
+        if is_read and maps.ndim == 3 and maps.shape[-1] > 1 and maps.is_floating_point():
             count, height, width = maps.shape
             number = f"{MOST_MAPS} of {count}" if count > MOST_MAPS else f"{count}"
             reach = f", receptive field {field[0]} px" if field else ""
@@ -163,12 +164,12 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def plot_features(model: nn.Module, image: Tensor, name: str) -> Figure:
-    """The filters of the first layer, and the feature maps of one normalized image (1, 28, 28)."""
+    """Filters of the first layer, and feature maps of one normalized image (1, 28, 28)."""
     legend = "red is positive, blue negative, white zero; each row has its own scale"
     grids = [(f"the image, 28 x 28; below: {legend}", image[0])]
     for text, maps in feature_maps(model, image):
-        across = math.ceil(len(maps) / math.ceil(len(maps) / 20))  # more than 20 take two lines
-        large = functional.interpolate(maps[:, None], scale_factor=max(1, 120 // maps.shape[-1]))
+        across = math.ceil(len(maps) / math.ceil(len(maps) / 20))  # at most 20 in a line
+        large = F.interpolate(maps[:, None], scale_factor=max(1, 120 // maps.shape[-1]))
         grids.append((text, make_grid(large, across, padding=6, pad_value=math.nan)[0]))
     heights = [0.14, *(len(grid) / len(grid[0]) for _, grid in grids[1:])]  # of the width
     figure = Figure(figsize=(WIDTH, WIDTH * sum(heights) + 0.3 * len(grids)), layout="constrained")
@@ -189,13 +190,13 @@ def logit_gradients(model: nn.Module, loader: Loader) -> Tensor:
     model.eval()
     gradients = [
         jacobian(lambda pixels: model(pixels * 1).sum(dim=0), images)[:, :, 0]
-        for images, _ in loader  # times 1: an in-place operation needs a copy
+        for images, _ in loader  # * 1 copies, for in-place operations
     ]
     return torch.cat(gradients, dim=1).abs().mean(dim=1) / STD
 
 
 def plot_receptive_field(model: nn.Module, loader: Loader, name: str) -> Figure:
-    """The mean gradient of the logits with respect to each pixel, of all logits and of each."""
+    """The mean gradient with respect to each pixel: of all logits, and of each."""
     gradients = logit_gradients(model, loader).numpy()
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     count = f"mean of {len(loader.labels):,} digits"
@@ -221,7 +222,7 @@ def grad_cam(model: nn.Module, images: Tensor, layer: str | None) -> tuple[str, 
 
     Returns the name of the layer and maps (N, 28, 28) from 0 to 1: the ReLU of the sum of the
     layer's maps, each weighted by the mean gradient of the logit. `layer` is a name of
-    named_modules(), by default the last with maps larger than a pixel; None where there is none.
+    named_modules(), by default the last whose maps are larger than a pixel; None if there is none.
     UsageError where `layer` has no maps.
     """
     names, found = {module: name for name, module in model.named_modules()}, {}
@@ -231,7 +232,7 @@ def grad_cam(model: nn.Module, images: Tensor, layer: str | None) -> tuple[str, 
             return None
         if output.is_floating_point():
             found[names[module]] = output
-        return output * 1  # a copy, for an in-place operation
+        return output * 1  # a copy, for in-place operations
 
     with register_module_forward_hook(keep):
         logits = model.eval()(images.requires_grad_() * 1)
@@ -244,24 +245,26 @@ def grad_cam(model: nn.Module, images: Tensor, layer: str | None) -> tuple[str, 
     best = logits.max(dim=1).values.sum()
     (gradient,) = torch.autograd.grad(best, found[layer], materialize_grads=True)
     maps = (found[layer] * gradient.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
-    maps = functional.interpolate(maps.detach(), images.shape[2:], mode="bilinear")[:, 0]
+    maps = F.interpolate(maps.detach(), images.shape[2:], mode="bilinear")[:, 0]
     return layer, maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-9)
 
 
 def report(args: argparse.Namespace) -> None:
     """Writes the pictures, and with `args.hand_in` report.md, and prints where they are."""
     reuse_freed_memory()
-    run = hand_in.read_run(args.path) if args.hand_in else None
+    run = hand_in.read_run(args.path, args.data_dir) if args.hand_in else None
     name, model = load_model(args.path)
     out = args.out or (args.path if args.path.is_dir() else args.path.parent)
     out.mkdir(parents=True, exist_ok=True)
-    data_dir = args.data_dir or (run.data_dir if run else DATA_DIR)
-    holdout = run.experiment.holdout if run else 0
-    images, labels = (part[-holdout:] for part in load_mnist(data_dir, train=holdout > 0))
+    if run:
+        loader, most = run.test_loader, MOST_HANDED_IN
+    else:
+        test_set = load_mnist(args.data_dir or DATA_DIR, train=False)
+        loader, most = Loader(*test_set, BATCH_SIZE), MOST_MISTAKES
+    images, labels = loader.images, loader.labels
     fifth = Loader(images[::5], labels[::5], BATCH_SIZE)  # gradients are ten times the work
-    probabilities = predict_probabilities(model, Loader(images, labels, BATCH_SIZE))
+    probabilities = predict_probabilities(model, loader)
     matrix = confusion_matrix(labels, probabilities.argmax(dim=1))
-    most = MOST_HANDED_IN if run else MOST_MISTAKES
     figures = {
         "confusion": plot_confusion(matrix, name),
         "mistakes": plot_mistakes(images, labels, probabilities, name, most),
@@ -270,17 +273,15 @@ def report(args: argparse.Namespace) -> None:
         "receptive-field": plot_receptive_field(model, fifth, name),
     }
     shown = mistakes_of(labels, probabilities)[:SHOWN_DIGITS]
-    cam = grad_cam(model, normalize(images[shown] / 255), args.grad_cam)
-    if cam:
+    if cam := grad_cam(model, normalize(images[shown] / 255), args.grad_cam):
         title = f"{name}: Grad-CAM of {cam[0]}, the {len(shown)} most confident mistakes"
         digits = images[shown], labels[shown], probabilities[shown]
         figures["grad-cam"] = plot_digits(*digits, title, cam[1])
-    pictures = {key: png(figure) for key, figure in figures.items()}
-    pictures |= hand_in.pictures_of(run, data_dir) if run else {}
-    files = {key: f"{name}-{key}.png" for key in pictures}
-    contents = {files[key]: picture for key, picture in pictures.items()}
+    contents = {f"{name}-{key}.png": png(figure) for key, figure in figures.items()}
     if run:
-        contents["report.md"] = hand_in.text_of(run, model, files).encode()
+        contents[f"{name}-augmented.png"] = png(hand_in.plot_augmented(run))
+        contents[f"{name}-curves.png"] = (args.path / "curves.png").read_bytes()
+        contents["report.md"] = hand_in.text_of(run, model, [*contents]).encode()
     for file, content in contents.items():
         write_atomically(out / file, content)
         print(out / file)

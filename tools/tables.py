@@ -1,10 +1,10 @@
 """The records of all runs, and the tables and pictures made from them.
 
     python -m tools.tables                    # updates the tables of the documents, two pictures
-    python -m tools.tables --challenge 10k    # prints one for another challenge
+    python -m tools.tables --challenge 10k    # prints the results for another challenge
 
-results/runs.csv has a row per run, results/epochs.csv a row per run and epoch. A table stands
-between <!-- name --> and <!-- /name -->.
+results/runs.csv has a row per run, results/epochs.csv a row per run and epoch. In a document, a
+table stands between <!-- name --> and <!-- /name -->.
 """
 
 import io
@@ -40,22 +40,22 @@ COLUMNS = {
     "epochs.csv": [*KEY, *KEYS, ONE_VIEW],
 }
 DEFAULT = CHALLENGES["8k"]  # of the documents
-CLAIMED, RECIPE = ("model4", "model5"), "strong"  # of the claim; the recipe of most tables
+CLAIMED, RECIPE = ("model4", "model5"), "strong"  # of the claim in README
 MEAN, MEET = "last epoch, mean ± (95 %)", "meet the challenge (95 %)"
 
 
 def read(results: Path, name: str, **options: Any) -> pd.DataFrame:
-    """runs.csv or epochs.csv in `results`; a table without rows where there is no such file."""
+    """Reads runs.csv or epochs.csv in `results`; a table without rows if there is no such file."""
     path = results / name
     return pd.read_csv(path if path.exists() else io.StringIO(",".join(COLUMNS[name])), **options)
 
 
 def keep_record(row: dict[str, Any], epochs: list[EpochRecord], results: Path = RESULTS) -> None:
-    """Puts a run into both files, in its place, instead of any record with the same key."""
-    # As text, so that every figure stays as it was written, except what they are sorted by.
+    """Writes a run to both files, in order, replacing any record with the same key."""
+    # As text, so that every figure stays as it was written, except the columns to sort by.
     types = defaultdict(lambda: str, seed=int, holdout=int, epoch=int)
     with FileLock(results / ".lock"):
-        # Its epochs first: a run without a row in runs.csv is not on record.
+        # The epochs first: a run is on record once it has a row in runs.csv.
         for name, rows in (("epochs.csv", epochs), ("runs.csv", [row])):
             old = read(results, name, dtype=types, keep_default_na=False)
             new = pd.DataFrame(rows, columns=COLUMNS[name], dtype=object)
@@ -71,7 +71,7 @@ def read_epochs(results: Path = RESULTS) -> pd.DataFrame:
 
 
 def read_records(results: Path = RESULTS, challenge: Challenge = DEFAULT) -> pd.DataFrame:
-    """A row per run, model10 after model9: that of runs.csv, and figures of its epochs."""
+    """A row per run, model10 after model9: that of runs.csv, with figures from its epochs."""
     runs, epochs = read(results, "runs.csv", dtype={"commit": str}), read_epochs(results)
     figures = epochs.groupby(KEY).agg(
         epochs=("epoch", "size"),
@@ -91,22 +91,20 @@ def read_records(results: Path = RESULTS, challenge: Challenge = DEFAULT) -> pd.
 
 
 def interval(values: pd.Series) -> float:
-    """Half the width of the 95 % interval of the mean, by Student's t; NaN for one value."""
+    """Half the width of the 95 % confidence interval of the mean (Student's t); NaN for n = 1."""
     return stats.t.ppf(0.975, len(values) - 1) * values.sem()
 
 
 def mean_and_interval(values: pd.Series, form: str = ".2f") -> str:
-    """Such as "99.58 ± 0.01"; the mean alone of one value, "-" of none."""
+    """Such as "99.58 ± 0.01"; without the interval for one value, "-" for none."""
     spread = f" ± {interval(values):{form.strip('+')}}" if len(values) > 1 else ""
     return f"{values.mean():{form}}{spread}" if len(values) else "-"
 
 
 def mean_on_record(values: pd.Series) -> str:
-    """The mean, with the number of seeds where some have no value; "-" where none has."""
-    if values.isna().all():
-        return "-"
+    """The mean, with the number of seeds if some have no value; "-" if none has."""
     seeds = f" ({values.count()} seeds)" if values.hasnans else ""
-    return f"{values.mean():.3f}{seeds}"
+    return f"{values.mean():.3f}{seeds}" if values.count() else "-"
 
 
 def count(met: pd.Series) -> str:
@@ -115,7 +113,7 @@ def count(met: pd.Series) -> str:
 
 
 def share(met: pd.Series) -> str:
-    """A count, and the 95 % interval of the proportion by Wilson (1927): "14 of 21 (45-83 %)"."""
+    """The count and the 95 % Wilson interval of the proportion: "14 of 21 (45-83 %)"."""
     low, high = stats.binomtest(int(met.sum()), len(met)).proportion_ci(method="wilson")
     return f"{count(met)} ({100 * low:.0f}-{100 * high:.0f} %)"
 
@@ -129,9 +127,9 @@ def markdown(table: pd.DataFrame, text: int = 1) -> str:
 
 
 def summary(runs: pd.DataFrame, challenge: Challenge = DEFAULT) -> pd.DataFrame:
-    """A row per network, recipe and set of images, in the order of `runs`: the distribution.
+    """A row per network, recipe and set of images, in the order of `runs`.
 
-    Only test images have a verdict. Columns without any value are left out.
+    Validation runs have no verdict. Columns without any value are left out.
     """
     counted, enough, rows = challenge.counted.name.lower().replace("_", " "), challenge.accuracy, []
     for key, group in runs.groupby(["model", "recipe", "holdout", "parameters"], sort=False):
@@ -159,13 +157,13 @@ def summary(runs: pd.DataFrame, challenge: Challenge = DEFAULT) -> pd.DataFrame:
 
 
 def under_one_recipe(runs: pd.DataFrame) -> pd.DataFrame:
-    """Those of each network under RECIPE, or, where it has none, under the last other recipe."""
+    """The runs of each network under RECIPE, or if it has none, under the last other recipe."""
     last = runs.sort_values("recipe", key=lambda names: names == RECIPE, kind="stable")
     return runs[runs["recipe"] == runs["model"].map(last.groupby("model")["recipe"].last())]
 
 
 def attempts_table(tested: pd.DataFrame) -> str:
-    """A row for each modelX.py, under one recipe; "-" where none is on record."""
+    """A row for each modelX.py, under one recipe; "-" if no run is on record."""
     titles = ["recipe", "parameters", "seeds", MEAN, "one view", "min", MEET]
     found = summary(under_one_recipe(tested)).reindex(columns=["model", *titles])
     table = found.drop_duplicates("model", keep="last").set_index("model").reindex(list_models())
@@ -175,7 +173,7 @@ def attempts_table(tested: pd.DataFrame) -> str:
 
 
 def claim(tested: pd.DataFrame, name: str) -> str:
-    """What a network of the claim attains over its seeds, as a bold sentence."""
+    """The accuracy of a network over its seeds, as a bold sentence."""
     runs = tested.query("model == @name and recipe == @RECIPE")
     if runs.empty:
         return f'**No record of {name} under the recipe "{RECIPE}" yet.**'
@@ -196,7 +194,7 @@ def claim(tested: pd.DataFrame, name: str) -> str:
 
 
 def epochs_tables(epochs: pd.DataFrame) -> str:
-    """One run of each network, seed 42, epoch by epoch, as train.py prints it."""
+    """The run of each network with seed 42, epoch by epoch, as train.py prints it."""
     runs, tables = under_one_recipe(epochs.query("seed == 42 and holdout == 0")), []
     for name in list_models():
         rows = runs[runs["model"] == name].to_dict("records")
@@ -207,19 +205,20 @@ def epochs_tables(epochs: pd.DataFrame) -> str:
 
 
 def ablation_table(records: pd.DataFrame) -> str:
-    """A recipe on validation images, and the mean of the paired differences for its changes."""
+    """Recipes on validation images; for changes of a recipe, the mean paired difference."""
     validated, rows = records[records["holdout"] > 0].set_index(["holdout", "seed"]), []
     titles = {"late_acc": "accuracy (%)", "lowest": "lowest of the last five (%)"}
+    titles["late_loss"] = "loss"
     for (model, recipe), runs in validated.groupby(["model", "recipe"]):
         base, _, changes = recipe.partition("+")
         whole = validated.query("model == @model and recipe == @base")
         row = {"model": model, "recipe": base, "changes": changes.replace("+", ", ") or "none"}
         row["seeds"] = str(len(runs))
-        for name, title in (titles | {"late_loss": "loss"}).items():
-            form = ".4f" if name == "late_loss" else ".3f"
+        for name, title in titles.items():
+            form = ".4f" if title == "loss" else ".3f"
             row[title] = f"{runs[name].mean():{form}}"
             if changes:
-                change = (runs[name] - whole[name]).dropna()  # seed by seed
+                change = (runs[name] - whole[name]).dropna()  # paired by seed
                 cell = mean_and_interval(change, f"+{form}")
                 row[title] = f"**{cell}**" if abs(change.mean()) > interval(change) else cell
         rows.append(row)
@@ -227,7 +226,7 @@ def ablation_table(records: pd.DataFrame) -> str:
 
 
 def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
-    """Test accuracy by epoch, each seed faint, the mean bold: attempts with `fewest` seeds."""
+    """Test accuracy by epoch of attempts with `fewest` seeds: seeds faint, the mean bold."""
     runs = epochs.query("recipe == @RECIPE and holdout == 0 and model in @list_models()")
     runs = runs.groupby("model").filter(lambda rows: rows["seed"].nunique() >= fewest)
     models, panels = runs.groupby("model"), max(runs["model"].nunique(), 1)
@@ -250,7 +249,7 @@ def plot_seeds(epochs: pd.DataFrame, fewest: int = 10) -> bytes:
 
 
 def plot_frontier(tested: pd.DataFrame) -> bytes:
-    """Parameters against test accuracy: our attempts, other sizes of them, and public results."""
+    """Test accuracy against parameters: our attempts, other sizes of them, public networks."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(100 - DEFAULT.accuracy, color="gray", linewidth=1)
@@ -261,21 +260,24 @@ def plot_frontier(tested: pd.DataFrame) -> bytes:
     errors = (100 - runs["acc"]).groupby([runs["model"], runs["parameters"]])
     table = errors.agg(["mean", interval]).reset_index().sort_values("parameters")
     for number, name in enumerate(list_models()):
-        sizes = table[table["model"].str.fullmatch(f"{name}(-.*)?")].to_numpy()
+        sizes = table[table["model"].str.fullmatch(f"{name}(-.*)?")]
         if len(sizes) > 1:
-            axes.plot(sizes[:, 1], sizes[:, 2], f".-C{number}", alpha=0.3)
-            label(f"other sizes of {name}", sizes[0, 1:3], (7, -9), color=f"C{number}")
-    public = pd.read_csv(RESULTS / "public.csv", keep_default_na=False).to_numpy()
-    for repository, _, parameters, accuracy, chosen in public:
+            axes.plot(sizes["parameters"], sizes["mean"], f".-C{number}", alpha=0.3)
+            smallest = sizes[["parameters", "mean"]].iloc[0]
+            label(f"other sizes of {name}", smallest, (7, -9), color=f"C{number}")
+    public = pd.read_csv(RESULTS / "public.csv", keep_default_na=False)
+    for repository, _, parameters, accuracy, chosen in public.to_numpy():
         axes.plot(parameters, 100 - accuracy, "k^", fillstyle="none" if chosen else "full")
         label(repository.split("/")[0], (parameters, 100 - accuracy), (7, -7), fontsize=8)
-    attempts = table[table["model"].isin(list_models())].to_numpy()
-    axes.errorbar(*attempts[:, 1:].astype(float).T, fmt="o-", color="C0", capsize=3)
-    for name, parameters, error, _ in attempts:
+    attempts = table[table["model"].isin(list_models())].set_index("model")
+    axes.errorbar("parameters", "mean", "interval", data=attempts, fmt="o-", capsize=3)
+    for name, parameters, error, _ in attempts.itertuples():
         label(name, (parameters, error), (-7, 6), ha="right", color="C0", weight="bold")
     axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="test accuracy (%)")
-    axes.set_xticks(ticks := [500, 1_000, 2_000, 4_000, 8_000, 16_000], [f"{n:,}" for n in ticks])
-    axes.set_yticks(100 - pd.Series(ticks := [98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7]), ticks)
+    counts = [500 * 2**n for n in range(6)]
+    accuracies = [98, 98.5, 99, 99.2, 99.4, 99.5, 99.6, 99.7]
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.set_yticks([100 - accuracy for accuracy in accuracies], accuracies)
     axes.set_ylim(2.3, 0.28)
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
@@ -284,7 +286,7 @@ def plot_frontier(tested: pd.DataFrame) -> bytes:
 
 
 def write_tables(path: Path, tables: dict[str, str]) -> None:
-    """Puts each table between its markers in the document `path`, in place of what was there."""
+    """Replaces what is between the markers of each table in the document `path`."""
     text = path.read_text(encoding="utf-8")
     for name, table in tables.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -321,7 +323,7 @@ def update() -> None:
 
 
 def show(name: str | None) -> None:
-    """Prints the distribution of every network for a challenge, or updates the documents."""
+    """Prints the results of all networks for a challenge, or updates the documents."""
     if name:
         tested = read_records(RESULTS, CHALLENGES[name]).query("holdout == 0")
         print(markdown(summary(tested, CHALLENGES[name]), 2))
@@ -333,7 +335,8 @@ def show(name: str | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     parser = Parser("python -m tools.tables", __doc__)
-    parser.add_argument("--challenge", choices=[*CHALLENGES])
+    challenge = "print the results for this challenge; update nothing"
+    parser.add_argument("--challenge", choices=[*CHALLENGES], help=challenge)
     return exit_code(parser.prog, show, parser.parse_args(argv).challenge)
 
 

@@ -2,9 +2,9 @@
 
     python -m tools.page.build
 
-The page is one file, opens from disk and sends no request. Its parts are page.html, page.css and
-page.js beside this file, and the ONNX files that tools.export writes. A network with a node that
-page.js cannot run is left out, with a line that names the node.
+The page is one file that opens from disk and sends no request. Its sources are page.html, page.css
+and page.js beside this file, and the ONNX files that tools.export writes. A network with a node
+that page.js cannot run is left out, with a line that names the node.
 """
 
 import base64
@@ -32,13 +32,12 @@ SOURCE = Path(__file__).parent
 WEIGHTS = ROOT / "weights"
 PAGE = ROOT / "docs" / "index.html"
 SAMPLES = (10, 5, 35, 32, 4, 23, 21, 17, 110, 12)  # test images: a plain digit of each class
-MOST_BYTES = 500_000  # of a network: the page opens in seconds on a phone with a slow line
+MOST_BYTES = 500_000  # of a network, so that the page opens in seconds on a slow connection
 
-# ONNX's operators in page.js, and what it requires of their attributes.
-OPERATORS = {
-    *re.findall(r"^  ([A-Z]\w+)[:(]", (SOURCE / "page.js").read_text("utf-8"), re.MULTILINE)
-}
-REQUIRED: dict[str, dict[str, Sequence[Any]]] = {
+# The ONNX operators that page.js has, and the values of their attributes that it supports.
+SCRIPT = (SOURCE / "page.js").read_text("utf-8")
+OPERATORS = set(re.findall(r"^  ([A-Z]\w+)[:(]", SCRIPT, re.MULTILINE))
+SUPPORTED: dict[str, dict[str, Sequence[Any]]] = {
     "Conv": {"auto_pad": ["NOTSET"]},
     "MaxPool": {"auto_pad": ["NOTSET"], "dilations": [[1, 1]]},
     "AveragePool": {"auto_pad": ["NOTSET"], "count_include_pad": [0]},
@@ -46,13 +45,15 @@ REQUIRED: dict[str, dict[str, Sequence[Any]]] = {
     "Gemm": {"alpha": [1], "beta": [1], "transA": [0]},
     "Pad": {"mode": ["constant", "edge"]},
 }
-RANKS = {"MatMul": (1, 2), "Conv": (0, 4), "MaxPool": (0, 4)}  # input: dimensions
+RANKS = {"MatMul": (1, 2), "Conv": (0, 4), "MaxPool": (0, 4)}  # an input, and its dimensions
 RESHAPE = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 
 
-def encoded(numbers: np.ndarray) -> str:
-    """The bytes of an array, little-endian, as base64."""
-    return base64.b64encode(numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()).decode()
+def encoded(array: np.ndarray) -> str | list[int]:
+    """The bytes of an array of float32 or uint8 as base64; a list of any other."""
+    if array.dtype in (np.float32, np.uint8):
+        return base64.b64encode(array.tobytes()).decode()
+    return array.ravel().tolist()
 
 
 def optimized(path: Path) -> onnx.ModelProto:
@@ -80,7 +81,7 @@ def runnable(node: onnx.NodeProto, shapes: dict[str, Sequence[int]]) -> dict[str
     values = {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
     if not any(values.get("pads", ())):
         values.pop("count_include_pad", None)
-    for name, allowed in REQUIRED.get(op, {}).items():
+    for name, allowed in SUPPORTED.get(op, {}).items():
         if values.get(name, allowed[0]) not in allowed:
             raise UsageError(f"{named} with {name} {values[name]}")
     if "axis" in values:
@@ -89,7 +90,7 @@ def runnable(node: onnx.NodeProto, shapes: dict[str, Sequence[int]]) -> dict[str
 
 
 def network(path: Path) -> dict[str, Any]:
-    """What page.js needs to run an ONNX file; UsageError if it cannot run it."""
+    """The contents of an ONNX file for page.js; UsageError if it cannot run them."""
     model = optimized(path)
     graph, facts = model.graph, {each.key: each.value for each in model.metadata_props}
     arrays = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
@@ -102,13 +103,7 @@ def network(path: Path) -> dict[str, Any]:
         "name": facts["network"],
         "parameters": int(facts["parameters"]),
         "accuracy": facts["accuracy"].split()[0],
-        "constants": [
-            {
-                "shape": x.shape,
-                "values": encoded(x) if x.dtype == np.float32 else x.ravel().tolist(),
-            }
-            for x in arrays.values()
-        ],
+        "constants": [{"shape": x.shape, "values": encoded(x)} for x in arrays.values()],
         "nodes": [
             runnable(node, shapes) | {"inputs": [places[name] for name in node.input]}
             for node in graph.node
@@ -134,7 +129,7 @@ def networks() -> list[dict[str, Any]]:
 
 
 def parts() -> dict[str, str]:
-    """What the page is made of but the networks, by name; `digest` is of all of it."""
+    """The parts of the page without the networks; `digest` is a hash of all sources."""
     images, labels = load_mnist(DATA_DIR, train=False)
     samples = [{"digit": labels[i].item(), "pixels": encoded(images[i].numpy())} for i in SAMPLES]
     found = {"samples": json.dumps(samples), "sure": f"{predict.MIN_PROBABILITY}"}
@@ -147,7 +142,7 @@ def parts() -> dict[str, str]:
 
 
 def build() -> None:
-    """Writes the page: page.html, with the other parts in place of their names."""
+    """Writes the page: page.html with the other parts inserted."""
     found = {**parts(), "networks": json.dumps(networks())}
     page = found.pop("page.html")
     for name, part in found.items():
