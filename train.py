@@ -2,7 +2,7 @@
 
     python train.py                     # model3, 15 epochs, on the best device available
     python train.py --model all         # every model, one after the other
-    python train.py --model model4 --recipe fast    # four epochs: 99.4 % on average
+    python train.py --model model_fast --recipe fast    # four epochs: 99.4 % on average
     python train.py --evaluate weights/model3.pt
     python train.py --resume RUN_FOLDER # continues a run that was stopped
 
