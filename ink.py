@@ -9,7 +9,6 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +27,9 @@ PAPER_SIZE = 2 * DIGIT_HEIGHT  # pixels: the longer side for estimates of the ba
 MIN_CONTRAST = 12  # of 255: less is noise
 MAX_FRAMES = 100  # of a GIF: the first of them with ink is read
 HEIC = {b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
+# Costs of an area, added to the mean cost of the digits of a reading.
+EDGE_COST, LIGHT_COST, DARK_COST = -0.02, 0.01, 0.02
+RULING_COST = 0.04  # where ruling was removed
 MIN_LIGHT = 0.15  # of the brightest paper: contrast is corrected down to this illumination
 SHEET_AREA = (0.03, 0.97)  # of the picture: a smaller area is ink, a larger one the whole picture
 MIN_RECTANGULARITY = 0.85  # of a sheet: its area / its minAreaRect
@@ -134,46 +136,34 @@ def flatten(picture: Image.Image) -> Image.Image:
 # ------------------------------------------------------------------------- pictures to ink
 
 
-class Area(Enum):
-    """The area of a picture that may hold the digits."""
-
-    ALL = "all of it"
-    EDGE = "all of it, ink touching the border: padded with the estimated background"
-    LIGHT = "its largest light area, such as a sheet of paper on a table"
-    DARK = "its largest dark area, such as a panel on a page"
-
-
 class Candidate(NamedTuple):
-    """An area of a picture that may hold the digits, and its ink (H, W) from 0 to 1."""
+    """The ink (H, W) from 0 to 1 of an area that may hold the digits, and the cost of the area."""
 
-    area: Area
-    ruling_removed: bool
     ink: np.ndarray
+    cost: float
 
 
 def find_candidates(picture: Image.Image) -> Iterator[Candidate]:
     """Yields the ink of each candidate area of a picture, with its ruling and without."""
     levels = np.nan_to_num(np.asarray(picture, dtype=np.float32)).clip(-1e4, 1e4)
-    for area, pixels, paper in find_areas(downscale(np.atleast_3d(levels), MAX_SIZE)):
+    for pixels, paper, cost in find_areas(downscale(np.atleast_3d(levels), MAX_SIZE)):
         with contextlib.suppress(UsageError):
             ink = measure_ink(pixels, paper)
             without_ruling, lines = remove_ruling(ink)
             if lines < MIN_GRID or min(ink.shape) < MIN_RULED_SIZE:
-                yield Candidate(area, False, rescale_ink(ink, False, pixels, paper))
+                yield Candidate(limit_height(ink), cost)
             if lines:
-                yield Candidate(area, True, rescale_ink(without_ruling, True, pixels, paper))
+                yield Candidate(limit_height(without_ruling), cost + RULING_COST)
 
 
-def rescale_ink(
-    ink: np.ndarray, ruling_removed: bool, pixels: np.ndarray, paper: np.ndarray | None
-) -> np.ndarray:
-    """If the digits are much taller than DIGIT_HEIGHT, measures the ink again at that scale."""
+def limit_height(ink: np.ndarray) -> np.ndarray:
+    """Downscales ink (H, W) whose digits are much taller than DIGIT_HEIGHT."""
     components, _ = find_components(ink)
-    height = weighted_median([c.height for c in components], [c.mass for c in components])
+    height = typical_height(components)
     if height <= 1.25 * DIGIT_HEIGHT:
         return ink
-    ink = measure_ink(downscale(pixels, round(max(pixels.shape) * DIGIT_HEIGHT / height)), paper)
-    return remove_ruling(ink)[0] if ruling_removed else ink
+    small = downscale(ink[..., None], round(max(ink.shape) * DIGIT_HEIGHT / height))[..., 0]
+    return small / small.max()  # thin strokes fade
 
 
 def downscale(pixels: np.ndarray, longest: int) -> np.ndarray:
@@ -248,10 +238,14 @@ def find_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
 def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     """Removes lines across ink (H, W), of ruled paper or a frame; returns also their number."""
     (horizontal, rows), (vertical, columns) = map(find_ruling, (ink, np.ascontiguousarray(ink.T)))
+    if rows > 1 and not columns:  # the columns of a form end at its first and last row
+        inside = np.flatnonzero(horizontal.any(axis=1))
+        part = slice(inside[0], inside[-1] + 1)
+        vertical[:, part], columns = find_ruling(np.ascontiguousarray(ink[part].T))
     lines = horizontal | vertical.T
     if not lines.any():
         return ink, 0
-    pale = 1.5 * np.median(ink[lines & (ink > RULING_THRESHOLD / 2)])  # strokes are darker
+    pale = 1.2 * np.quantile(ink[lines], 0.85)  # strokes are darker
     darker = (ink - pale).clip(0) / (1 - pale) if pale < PALE_RULING else 0
     width = lines.sum() / max(1, rows * ink.shape[1] + columns * ink.shape[0])
     gap = np.ones((2 * round(width) + 5,) * 2)
@@ -260,15 +254,19 @@ def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     return np.where(lines, strokes, ink), rows + columns
 
 
-def find_areas(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray, np.ndarray | None]]:
-    """Yields candidate areas with measure_ink's arguments: pixels and, for EDGE, a background."""
-    yield Area.ALL, pixels, None
+def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | None, float]]:
+    """Yields areas that may hold the digits: measure_ink's arguments, and a cost.
+
+    The whole picture; the same with an estimated background, if ink touches its border; its
+    largest light area, such as a sheet of paper, and its largest dark one, such as a panel.
+    """
+    yield pixels, None, 0.0
     small = downscale(pixels, PAPER_SIZE)
     contrast = np.abs(small - np.median(small, axis=(0, 1))).max(axis=2)
     edge = np.concatenate([contrast[0], contrast[-1], contrast[:, 0], contrast[:, -1]])
     if edge.max() > contrast.max() / 2:
-        yield Area.EDGE, pixels, median_filter(small, min(max(small.shape) // 2, 254) | 1)
-    for area, sheet in find_sheets(small):
+        yield pixels, median_filter(small, min(max(small.shape) // 2, 254) | 1), EDGE_COST
+    for sheet, cost in find_sheets(small):
         margin = 2 * max(1, round(max(sheet.shape) / 50)) + 1
         inside = cv2.erode(np.pad(sheet, 1), np.ones((margin, margin)))[1:-1, 1:-1]
         if inside.any():  # outside becomes the nearest paper inside, as illumination varies
@@ -276,7 +274,7 @@ def find_areas(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray, np.ndarra
             fill = median_filter(small, margin | 7)[tuple(nearest)]
             fill = cv2.resize(fill, pixels.shape[1::-1]).reshape(pixels.shape)
             inside = cv2.resize(inside, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-            yield area, np.where(inside[..., None] > 0, pixels, fill), None
+            yield np.where(inside[..., None] > 0, pixels, fill), None, cost
 
 
 def median_filter(pixels: np.ndarray, window: int) -> np.ndarray:
@@ -285,8 +283,11 @@ def median_filter(pixels: np.ndarray, window: int) -> np.ndarray:
     return filtered.reshape(pixels.shape).astype(np.float32)
 
 
-def find_sheets(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray]]:
-    """Yields the largest light and dark region, if rectangular and sharp-edged: masks (H, W)."""
+def find_sheets(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+    """Yields the largest light and dark region, if rectangular and sharp-edged.
+
+    Of each its mask (H, W), and its cost.
+    """
     axis = main_axis(pixels - pixels.mean(axis=(0, 1)))
     tone = cv2.normalize(pixels @ (axis * np.sign(axis.sum() or 1)), None, 0, 255, cv2.NORM_MINMAX)
     tone = tone.astype(np.uint8)
@@ -295,7 +296,7 @@ def find_sheets(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray]]:
         return
     contrast = tone[light > 0].mean() - tone[light == 0].mean()
     near = np.ones((5, 5))
-    for area, side in ((Area.LIGHT, light), (Area.DARK, 1 - light)):
+    for side, cost in ((light, LIGHT_COST), (1 - light, DARK_COST)):
         outlines, _ = cv2.findContours(side, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         outline = max(outlines, key=cv2.contourArea)
         sheet = cv2.drawContours(np.zeros_like(side), [outline], -1, 1, cv2.FILLED)
@@ -305,7 +306,7 @@ def find_sheets(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray]]:
         edge = abs(tone[outside].mean() - tone[inside].mean())  # sharp, unlike a shadow's
         rectangular = sheet.sum() > MIN_RECTANGULARITY * np.prod(cv2.minAreaRect(outline)[1])
         if rectangular and side[sheet > 0].mean() > 0.65 and edge > MIN_EDGE * contrast:
-            yield area, sheet
+            yield sheet, cost
 
 
 # ---------------------------------------------------------------- ink to lines of components
@@ -338,18 +339,23 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
     return float(np.array(values)[order][np.searchsorted(total, total[-1] / 2)])
 
 
+def typical_height(components: list[Component]) -> float:
+    """Median height, weighted by ink."""
+    return weighted_median([c.height for c in components], [c.mass for c in components])
+
+
 def find_components(ink: np.ndarray) -> tuple[list[Component], float]:
     """Finds the connected components of the ink (H, W).
 
     Omits specks, enclosing frames, and components at the border that are unlike digits. Returns
     also the ink omitted at the border, as a fraction of a typical component (at most 1).
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(np.uint8(ink > INK_THRESHOLD))
-    mass = np.bincount(labels.ravel(), ink.ravel(), count)
-    mass[0] = 0  # the background
-    mass[find_frames(labels, stats, mass)] = 0
-    if not mass.any():
+    inked = np.uint8(ink > INK_THRESHOLD)
+    if not inked.any():
         return [], 0.0
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(inked)
+    mass = np.bincount(labels.ravel(), ink.ravel(), count)
+    mass[[0, *find_frames(inked, labels)]] = 0  # 0 is the background
     x, y, wide, high, _ = stats.T
     at_edge = (x == 0) | (y == 0) | (x + wide == ink.shape[1]) | (y + high == ink.shape[0])
     inside, omitted = np.where(at_edge, 0, mass), 0.0
@@ -369,19 +375,16 @@ def find_components(ink: np.ndarray) -> tuple[list[Component], float]:
     return components, min(1.0, omitted / typical_mass)
 
 
-def find_frames(labels: np.ndarray, stats: np.ndarray, mass: np.ndarray) -> list[int]:
+def find_frames(inked: np.ndarray, labels: np.ndarray) -> list[int]:
     """Lists the labels of components that enclose others, such as a ring around a digit."""
-    frames, large = [], np.flatnonzero(mass > SPECK * mass.max())
-    low, size = stats[:, :2], stats[:, 2:4]
-    for number in large:
-        within = (low[large] > low[number]) & ((low + size)[large] < (low + size)[number])
-        others = large[within.all(axis=1) & (size[large, 1] > MIN_ENCLOSED * size[number, 1])]
-        if len(others):
-            mask = (labels == number).astype(np.uint8)
-            outline = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0][0]
-            centres = (low + size / 2)[others].tolist()
-            if any(cv2.pointPolygonTest(outline, centre, False) > 0 for centre in centres):
-                frames.append(number)
+    outlines, tree = cv2.findContours(inked, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    heights = [np.ptp(outline[..., 1]) + 1 for outline in outlines]
+    frames = []
+    for height, (*_, hole) in zip(heights, tree[0]):
+        around = tree[0, hole, 3] if hole >= 0 else -1
+        if around >= 0 and height > MIN_ENCLOSED * heights[around]:
+            x, y = outlines[around][0, 0]
+            frames.append(labels[y, x])
     return frames
 
 
@@ -390,7 +393,7 @@ def find_lines(components: list[Component]) -> list[list[Component]]:
 
     Each component joins the line whose fitted straight line passes closest to its centre.
     """
-    size = weighted_median([c.height for c in components], [c.mass for c in components])
+    size = typical_height(components)
     small = [c for c in components if c.height <= TALL * size]
     lines: list[list[Component]] = []
     for component in sorted(components, key=lambda component: component.box[0]):
