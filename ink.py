@@ -28,8 +28,7 @@ MIN_CONTRAST = 12  # of 255: less is noise
 MAX_FRAMES = 100  # of a GIF: the first of them with ink is read
 HEIC = {b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 # Costs of an area, added to the mean cost of the digits of a reading.
-EDGE_COST, LIGHT_COST, DARK_COST = -0.02, 0.01, 0.02
-RULING_COST = 0.04  # where ruling was removed
+EDGE_COST, SHEET_COST, RULING_COST = -0.02, 0.01, 0.04
 MIN_LIGHT = 0.15  # of the brightest paper: contrast is corrected down to this illumination
 SHEET_AREA = (0.03, 0.97)  # of the picture: a smaller area is ink, a larger one the whole picture
 MIN_RECTANGULARITY = 0.85  # of a sheet: its area / its minAreaRect
@@ -266,7 +265,7 @@ def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | No
     edge = np.concatenate([contrast[0], contrast[-1], contrast[:, 0], contrast[:, -1]])
     if edge.max() > contrast.max() / 2:
         yield pixels, median_filter(small, min(max(small.shape) // 2, 254) | 1), EDGE_COST
-    for sheet, cost in find_sheets(small):
+    for sheet in find_sheets(small):
         margin = 2 * max(1, round(max(sheet.shape) / 50)) + 1
         inside = cv2.erode(np.pad(sheet, 1), np.ones((margin, margin)))[1:-1, 1:-1]
         if inside.any():  # outside becomes the nearest paper inside, as illumination varies
@@ -274,7 +273,7 @@ def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | No
             fill = median_filter(small, margin | 7)[tuple(nearest)]
             fill = cv2.resize(fill, pixels.shape[1::-1]).reshape(pixels.shape)
             inside = cv2.resize(inside, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-            yield np.where(inside[..., None] > 0, pixels, fill), None, cost
+            yield np.where(inside[..., None] > 0, pixels, fill), None, SHEET_COST
 
 
 def median_filter(pixels: np.ndarray, window: int) -> np.ndarray:
@@ -283,11 +282,8 @@ def median_filter(pixels: np.ndarray, window: int) -> np.ndarray:
     return filtered.reshape(pixels.shape).astype(np.float32)
 
 
-def find_sheets(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
-    """Yields the largest light and dark region, if rectangular and sharp-edged.
-
-    Of each its mask (H, W), and its cost.
-    """
+def find_sheets(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the largest light and dark region, if rectangular and sharp-edged: masks (H, W)."""
     axis = main_axis(pixels - pixels.mean(axis=(0, 1)))
     tone = cv2.normalize(pixels @ (axis * np.sign(axis.sum() or 1)), None, 0, 255, cv2.NORM_MINMAX)
     tone = tone.astype(np.uint8)
@@ -296,7 +292,7 @@ def find_sheets(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
         return
     contrast = tone[light > 0].mean() - tone[light == 0].mean()
     near = np.ones((5, 5))
-    for side, cost in ((light, LIGHT_COST), (1 - light, DARK_COST)):
+    for side in (light, 1 - light):
         outlines, _ = cv2.findContours(side, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         outline = max(outlines, key=cv2.contourArea)
         sheet = cv2.drawContours(np.zeros_like(side), [outline], -1, 1, cv2.FILLED)
@@ -306,7 +302,7 @@ def find_sheets(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
         edge = abs(tone[outside].mean() - tone[inside].mean())  # sharp, unlike a shadow's
         rectangular = sheet.sum() > MIN_RECTANGULARITY * np.prod(cv2.minAreaRect(outline)[1])
         if rectangular and side[sheet > 0].mean() > 0.65 and edge > MIN_EDGE * contrast:
-            yield sheet, cost
+            yield sheet
 
 
 # ---------------------------------------------------------------- ink to lines of components

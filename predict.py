@@ -70,8 +70,8 @@ MAX_JOINED, MAX_JOINED_WIDTH = 6, 1.3  # components per digit, and their width
 MAX_GAP, MAX_GAP_SMALL = 0.12, 0.25  # between components of a digit; with a small one
 # Costs added to a reading, whose cost is the mean over its digits.
 BORDER_COST = 0.2  # times the ink omitted at the border / that of a typical component
-MAX_PIECES = 6  # components of a single digit, if several are possible
-SINGLE_COST = 0.08  # of a single digit: where several are plausible, they are hardly ever one
+SINGLE_COST = 0.08  # of a single digit: where several are plausible, it is hardly ever one
+PIECE_COST, MAX_PIECES = 0.05, 6  # per further component of a single digit; components at most
 TOUCHING_COST = 0.05  # of several digits, all cut from one component
 
 # ---------------------------------------------------------------- components to MNIST's images
@@ -113,20 +113,6 @@ class Reading(NamedTuple):
         return self.confidence >= MIN_CONFIDENCE
 
 
-def crop_digit(ink: np.ndarray, components: list[Component]) -> tuple[tuple[int, ...], np.ndarray]:
-    """Crops components of the ink (H, W): their box, and the MNIST image (28, 28)."""
-    boxes = np.array([component.box for component in components])
-    left, top, right, bottom = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
-    mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
-    for component in components:
-        x, y = component.box[0] - left, component.box[1] - top
-        height, width = component.mask.shape
-        mask[y : y + height, x : x + width] |= component.mask
-    mask = cv2.dilate(mask, np.ones((3, 3)))  # keep the antialiased border
-    image = fit_and_centre(ink[top:bottom, left:right] * mask)
-    return (int(left), int(top), int(right), int(bottom)), image
-
-
 def fit_and_centre(ink: np.ndarray) -> np.ndarray:
     """Fits a cropped digit (H, W) into 20 x 20, and centres it by mass in 28 x 28; uint8."""
     longest, width = max(ink.shape), stroke_width(ink)
@@ -160,7 +146,7 @@ def segment(area: Candidate, multiple: bool) -> Iterator[tuple[list[list[Candida
     if not multiple or len(components) <= MAX_PIECES:
         height = max(c.box[3] for c in components) - min(c.box[1] for c in components)
         digit = prepare_digit(area.ink, components, 0, height)
-        yield [[digit]], cost + SINGLE_COST
+        yield [[digit]], cost + SINGLE_COST + PIECE_COST * (len(components) - 1)
     if multiple:
         lines = [find_digits(area.ink, line) for line in find_lines(components)]
         if sum(map(len, lines)) > 1:
@@ -188,7 +174,14 @@ def prepare_digit(
     ink: np.ndarray, components: list[Component], first: int, line_height: float
 ) -> CandidateDigit:
     """Crops components of the ink (H, W), of which `first` is the first, as a candidate digit."""
-    (left, top, right, bottom), image = crop_digit(ink, components)
+    boxes = np.array([component.box for component in components])
+    left, top, right, bottom = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
+    mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
+    for (x, y, *_), component in zip(boxes - (left, top, 0, 0), components):
+        height, width = component.mask.shape
+        mask[y : y + height, x : x + width] |= component.mask
+    mask = cv2.dilate(mask, np.ones((3, 3)))  # keep the antialiased border
+    image = fit_and_centre(ink[top:bottom, left:right] * mask)
     cost = BROAD_COST * max(0.0, (right - left) / line_height - MAX_WIDTH)
     cost += LOW_COST * max(0.0, MIN_HEIGHT - (bottom - top) / line_height)
     crossed = components[0].crossed
@@ -334,7 +327,7 @@ def describe(file: Path, reading: Reading, top: int) -> dict[str, Any]:
         predictions = zip(best.indices.tolist(), best.values.tolist())  # digits, probabilities
         digits.append(
             {
-                "box": [round(at, 4) for at in digit.box],
+                "box": [round(float(at), 4) for at in digit.box],
                 "sure": best.values[0].item() >= MIN_PROBABILITY,
                 "top": [{"digit": number, "confidence": value} for number, value in predictions],
             }
