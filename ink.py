@@ -36,7 +36,6 @@ MIN_EDGE = 0.4  # of a sheet: the contrast at its edge / the overall contrast
 RULING_THRESHOLD = 0.15  # least ink of a pixel of a ruled line
 RULING_LENGTH = 0.9  # of a side: the least length of a ruled line
 RULING_SLOPE = 0.06  # of a ruled line, at most
-PALE_RULING = 0.7  # ink of the lines: paler ones are subtracted, darker ones erased
 MIN_GRID = 3  # with this many lines across, it is ruled paper, not a digit
 MIN_RULED_SIZE = DIGIT_HEIGHT / 3  # pixels: in a smaller picture a stroke may look like ruling
 INK_THRESHOLD = 0.25  # pixels with less ink are background
@@ -46,11 +45,9 @@ MIN_ENCLOSED = 0.25  # of its height: what encloses a component this tall is a f
 TALL = 0.5  # of the height of a line: less is a piece of a digit, or a sign
 MAX_RISE = 0.85  # line heights, between a component and its line
 MIN_CUT_WIDTH = 0.75  # line heights: narrower components are one digit
-CUT_SIZE = 40  # pixels: components are downscaled to this height to find cuts
 MIN_NOTCH = 0.1  # line heights: the depth of a notch
 SLOPES = np.linspace(-0.4, 0.4, 9)  # of cuts: columns per row
 SLOPE_COSTS = (4, 80)  # penalty on |slope|, in strokes: low follows the ink, high is near vertical
-MAX_CROSSED = 12  # strokes, by a cut
 MIN_CUT_DISTANCE = 0.1  # line heights, between the ends of two cuts
 
 # ------------------------------------------------------------------------ files to pictures
@@ -157,8 +154,7 @@ def find_candidates(picture: Image.Image) -> Iterator[Candidate]:
 
 def limit_height(ink: np.ndarray) -> np.ndarray:
     """Downscales ink (H, W) whose digits are much taller than DIGIT_HEIGHT."""
-    components, _ = find_components(ink)
-    height = typical_height(components)
+    height = typical_height(find_components(ink))
     if height <= 1.25 * DIGIT_HEIGHT:
         return ink
     small = downscale(ink[..., None], round(max(ink.shape) * DIGIT_HEIGHT / height))[..., 0]
@@ -244,13 +240,10 @@ def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     lines = horizontal | vertical.T
     if not lines.any():
         return ink, 0
-    pale = 1.2 * np.quantile(ink[lines], 0.85)  # strokes are darker
-    darker = (ink - pale).clip(0) / (1 - pale) if pale < PALE_RULING else 0
     width = lines.sum() / max(1, rows * ink.shape[1] + columns * ink.shape[0])
     gap = np.ones((2 * round(width) + 5,) * 2)
     closed = cv2.morphologyEx(np.where(lines, 0, ink), cv2.MORPH_CLOSE, gap)
-    strokes = np.maximum(darker, np.minimum(closed, ink))  # where they cross lines
-    return np.where(lines, strokes, ink), rows + columns
+    return np.where(lines, np.minimum(closed, ink), ink), rows + columns  # strokes go on
 
 
 def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | None, float]]:
@@ -340,35 +333,22 @@ def typical_height(components: list[Component]) -> float:
     return weighted_median([c.height for c in components], [c.mass for c in components])
 
 
-def find_components(ink: np.ndarray) -> tuple[list[Component], float]:
-    """Finds the connected components of the ink (H, W).
-
-    Omits specks, enclosing frames, and components at the border that are unlike digits. Returns
-    also the ink omitted at the border, as a fraction of a typical component (at most 1).
-    """
+def find_components(ink: np.ndarray) -> list[Component]:
+    """Finds the connected components of the ink (H, W), without specks and enclosing frames."""
     inked = np.uint8(ink > INK_THRESHOLD)
     if not inked.any():
-        return [], 0.0
+        return []
     count, labels, stats, _ = cv2.connectedComponentsWithStats(inked)
     mass = np.bincount(labels.ravel(), ink.ravel(), count)
     mass[[0, *find_frames(inked, labels)]] = 0  # 0 is the background
-    x, y, wide, high, _ = stats.T
-    at_edge = (x == 0) | (y == 0) | (x + wide == ink.shape[1]) | (y + high == ink.shape[0])
-    inside, omitted = np.where(at_edge, 0, mass), 0.0
-    if inside.max() > 0.2 * mass.max():  # or the digit itself reaches the edge
-        size = weighted_median(high[~at_edge], mass[~at_edge])
-        like = (high > 0.6 * size) & (high < 1.5 * size) & (wide < 1.5 * size)
-        omitted = mass[at_edge & ~like & (mass > SPECK * inside.max())].sum()
-        mass = np.where(at_edge & ~like, 0, mass)
-    typical_mass = weighted_median(mass, mass)
-    numbers = np.flatnonzero(mass > SPECK * typical_mass)
+    numbers = np.flatnonzero(mass > SPECK * weighted_median(mass, mass))
     components = []
     for number in numbers if len(numbers) <= MAX_COMPONENTS else []:
         left, top, width, height, _ = stats[number].tolist()
         mask = labels[top : top + height, left : left + width] == number
         box = left, top, left + width, top + height
         components.append(Component(box, mask, float(mass[number])))
-    return components, min(1.0, omitted / typical_mass)
+    return components
 
 
 def find_frames(inked: np.ndarray, labels: np.ndarray) -> list[int]:
@@ -430,10 +410,8 @@ def split_touching(component: Component, ink: np.ndarray, line_height: float) ->
     if right - left < MIN_CUT_WIDTH * line_height:
         return [component]
     own = np.where(component.mask, ink[top:bottom, left:right], 0).astype(np.float32)
-    shrink = max(1.0, component.height / CUT_SIZE)
-    small = downscale(own[..., None], round(max(own.shape) / shrink))[..., 0]
-    cuts = sorted(find_cuts(small, line_height / shrink))
-    y, x = np.mgrid[: bottom - top, : right - left] / shrink
+    cuts = sorted(find_cuts(own, line_height))
+    y, x = np.mgrid[: bottom - top, : right - left]
     piece_of = sum((x > at + slope * y).astype(np.uint8) for at, slope, _ in cuts)
     pieces: list[Component] = []
     for index, crossed in enumerate([0.0, *(crossed for *_, crossed in cuts)]):
@@ -467,7 +445,7 @@ def find_cuts(ink: np.ndarray, line_height: float) -> list[tuple[float, float, f
     for crossed, at, slope in sorted(found):
         ends = np.array([at, at + slope * height])
         near = [abs(ends - (other, other + s * height)).max() for other, s, _ in cuts]
-        if crossed < MAX_CROSSED and min(near, default=np.inf) > MIN_CUT_DISTANCE * line_height:
+        if min(near, default=np.inf) > MIN_CUT_DISTANCE * line_height:
             cuts.append((at, slope, crossed))
     return cuts
 

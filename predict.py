@@ -53,12 +53,12 @@ WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 # Stroke width / longer side of the digit: thinner strokes are dilated to the target.
 MIN_STROKE, TARGET_STROKE = 0.04, 0.09
-# Logistic regression, fitted on rows, pages and single digits of training images, and on
-# non-digits: logit of the lowest digit probability, negative cost, log of the number of digits; 1.
-COEFFICIENTS = 1.34, 0.3, 3.0, -1.0, 0.78, -2.9
-ROTATIONS = -15, 15  # degrees: the probability of a letter or a sign often falls
-MIN_CONFIDENCE = 0.6  # of a reading: less is marked "unsure"
-MIN_PROBABILITY = 0.94  # of a digit: a single digit with this probability has MIN_CONFIDENCE
+# Logistic regression, fitted on single digits, rows, columns and pages of training images, and on
+# letters, signs, ruling and blobs: the features of `calibrate`, and 1.
+COEFFICIENTS = 0.7, 0.69, 2.98, 0.67, -6.79, 1.01, -1.74
+ROTATIONS = -15, 15  # degrees: a letter that resembles a digit often no longer does
+MIN_CONFIDENCE = 0.65  # of a reading: less is marked "unsure"
+MIN_PROBABILITY = 0.94  # of a digit: less is marked so in JSON
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
 # Costs added to the negative log-likelihood of each digit; lengths in line heights.
@@ -69,7 +69,6 @@ SKIP_COST = 1.0  # of leaving out a small component, times its ink / that of a t
 MAX_JOINED, MAX_JOINED_WIDTH = 6, 1.3  # components per digit, and their width
 MAX_GAP, MAX_GAP_SMALL = 0.12, 0.25  # between components of a digit; with a small one
 # Costs added to a reading, whose cost is the mean over its digits.
-BORDER_COST = 0.2  # times the ink omitted at the border / that of a typical component
 SINGLE_COST = 0.08  # of a single digit: where several are plausible, it is hardly ever one
 PIECE_COST, MAX_PIECES = 0.05, 6  # per further component of a single digit; components at most
 TOUCHING_COST = 0.05  # of several digits, all cut from one component
@@ -139,18 +138,17 @@ def segment(area: Candidate, multiple: bool) -> Iterator[tuple[list[list[Candida
 
     An area is segmented as a single digit and, if `multiple`, as lines of digits.
     """
-    components, omitted = find_components(area.ink)
+    components = find_components(area.ink)
     if not components:
         return
-    cost = area.cost + BORDER_COST * omitted
     if not multiple or len(components) <= MAX_PIECES:
         height = max(c.box[3] for c in components) - min(c.box[1] for c in components)
         digit = prepare_digit(area.ink, components, 0, height)
-        yield [[digit]], cost + SINGLE_COST + PIECE_COST * (len(components) - 1)
+        yield [[digit]], area.cost + SINGLE_COST + PIECE_COST * (len(components) - 1)
     if multiple:
         lines = [find_digits(area.ink, line) for line in find_lines(components)]
         if sum(map(len, lines)) > 1:
-            yield lines, cost + TOUCHING_COST * (len(components) == 1)
+            yield lines, area.cost + TOUCHING_COST * (len(components) == 1)
 
 
 def find_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
@@ -243,21 +241,25 @@ def find_reading(picture: Image.Image, network: nn.Module, multiple: bool = True
 
 
 def calibrate(reading: Reading, readings: list[Reading], network: nn.Module) -> float:
-    """Calibrated probability that every digit of a reading, the best of `readings`, is right."""
+    """Calibrated probability that every digit of a reading, the best of `readings`, is right.
+
+    Features: the least probability of its digits, upright and rotated; the cost; how much more
+    the next best reading costs; the heights; the number of digits.
+    """
     digits = reading.digits
     images = np.stack([digit.image for digit in digits])
     turned = [ndimage.rotate(images, by, (2, 1), reshape=False, order=1) for by in ROTATIONS]
-    views = [classify(network, torch.from_numpy(view)) for view in turned]
     upright = torch.stack([digit.probabilities for digit in digits])
+    views = upright, *(classify(network, torch.from_numpy(view)) for view in turned)
     best = upright.argmax(dim=1, keepdim=True)
-    least, *rotated = (view.gather(1, best).min().item() for view in (upright, *views))
-    heights = np.array([digit.box[3] - digit.box[1] for digit in digits])
-    deviation = abs(np.log(heights / np.median(heights))).max()
+    least, *rotated = (view.gather(1, best).min().item() for view in views)
+    logits = special.logit(np.clip([least, min(rotated)], 1e-4, 1 - 1e-4))
     others = [other.cost - reading.cost for other in readings if other.text != reading.text]
     margin = min([1.0, *others])
-    probabilities = np.clip([least, min(rotated)], 1e-4, 1 - 1e-4)
-    features = *special.logit(probabilities), margin, deviation, math.log(len(digits)), 1
-    return float(special.expit(np.dot(COEFFICIENTS, features)))
+    heights = np.array([digit.box[3] - digit.box[1] for digit in digits])
+    deviation = abs(np.log(heights / np.median(heights))).max()
+    features = -reading.cost, math.log(max(margin, 0.01)), deviation, math.log(len(digits)), 1
+    return float(special.expit(np.dot(COEFFICIENTS, [*logits, *features])))
 
 
 def read(
