@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -132,24 +131,20 @@ def flatten(picture: Image.Image) -> Image.Image:
 # ------------------------------------------------------------------------- pictures to ink
 
 
-class Candidate(NamedTuple):
-    """The ink (H, W) from 0 to 1 of an area that may hold the digits, and the cost of the area."""
+def find_candidates(picture: Image.Image) -> Iterator[tuple[np.ndarray, float]]:
+    """Yields the ink (H, W), from 0 to 1, of each area that may hold the digits, and its cost.
 
-    ink: np.ndarray
-    cost: float
-
-
-def find_candidates(picture: Image.Image) -> Iterator[Candidate]:
-    """Yields the ink of each candidate area of a picture, with its ruling and without."""
+    Each area is yielded with its ruling and without.
+    """
     levels = np.nan_to_num(np.asarray(picture, dtype=np.float32)).clip(-1e4, 1e4)
     for pixels, paper, cost in find_areas(downscale(np.atleast_3d(levels), MAX_SIZE)):
         with contextlib.suppress(UsageError):
             ink = measure_ink(pixels, paper)
             without_ruling, lines = remove_ruling(ink)
             if lines < MIN_GRID or min(ink.shape) < MIN_RULED_SIZE:
-                yield Candidate(limit_height(ink), cost)
+                yield limit_height(ink), cost
             if lines:
-                yield Candidate(limit_height(without_ruling), cost + RULING_COST)
+                yield limit_height(without_ruling), cost + RULING_COST
 
 
 def limit_height(ink: np.ndarray) -> np.ndarray:

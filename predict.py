@@ -21,6 +21,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,6 @@ from cli import Parser, UsageError, exit_code, whole_number
 from files import regular_file
 from ink import (
     TALL,
-    Candidate,
     Component,
     find_candidates,
     find_components,
@@ -57,7 +57,7 @@ MIN_STROKE, TARGET_STROKE = 0.04, 0.09
 # letters, signs, ruling and blobs: the features of `calibrate`, and 1.
 COEFFICIENTS = 0.7, 0.69, 2.98, 0.67, -6.79, 1.01, -1.74
 ROTATIONS = -15, 15  # degrees: a letter that resembles a digit often no longer does
-MIN_CONFIDENCE = 0.65  # of a reading: less is marked "unsure"
+MIN_CONFIDENCE = 0.7  # of a reading: less is marked "unsure"
 MIN_PROBABILITY = 0.94  # of a digit: less is marked so in JSON
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
@@ -76,7 +76,8 @@ TOUCHING_COST = 0.05  # of several digits, all cut from one component
 # ---------------------------------------------------------------- components to MNIST's images
 
 
-class CandidateDigit(NamedTuple):
+@dataclass
+class CandidateDigit:
     """Consecutive components `first` to `end` - 1 of a line as one candidate digit."""
 
     first: int
@@ -133,22 +134,21 @@ def fit_and_centre(ink: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------ candidates to a reading
 
 
-def segment(area: Candidate, multiple: bool) -> Iterator[tuple[list[list[CandidateDigit]], float]]:
-    """Yields the candidate digits of each line, and the cost of the area.
+def segment(
+    ink: np.ndarray, area_cost: float, multiple: bool
+) -> Iterator[tuple[list[list[CandidateDigit]], float]]:
+    """Yields the candidate digits of each line, and a cost.
 
-    An area is segmented as a single digit and, if `multiple`, as lines of digits.
+    The ink (H, W) of an area is one digit or, if `multiple`, lines of digits.
     """
-    components = find_components(area.ink)
-    if not components:
-        return
-    if not multiple or len(components) <= MAX_PIECES:
-        height = max(c.box[3] for c in components) - min(c.box[1] for c in components)
-        digit = prepare_digit(area.ink, components, 0, height)
-        yield [[digit]], area.cost + SINGLE_COST + PIECE_COST * (len(components) - 1)
-    if multiple:
-        lines = [find_digits(area.ink, line) for line in find_lines(components)]
+    components = find_components(ink)
+    if components and (not multiple or len(components) <= MAX_PIECES):
+        cost = SINGLE_COST + PIECE_COST * (len(components) - 1)
+        yield [[prepare_digit(ink, components)]], area_cost + cost
+    if components and multiple:
+        lines = [find_digits(ink, line) for line in find_lines(components)]
         if sum(map(len, lines)) > 1:
-            yield lines, area.cost + TOUCHING_COST * (len(components) == 1)
+            yield lines, area_cost + TOUCHING_COST * (len(components) == 1)
 
 
 def find_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
@@ -169,7 +169,7 @@ def find_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
 
 
 def prepare_digit(
-    ink: np.ndarray, components: list[Component], first: int, line_height: float
+    ink: np.ndarray, components: list[Component], first: int = 0, line_height: float | None = None
 ) -> CandidateDigit:
     """Crops components of the ink (H, W), of which `first` is the first, as a candidate digit."""
     boxes = np.array([component.box for component in components])
@@ -180,6 +180,7 @@ def prepare_digit(
         mask[y : y + height, x : x + width] |= component.mask
     mask = cv2.dilate(mask, np.ones((3, 3)))  # keep the antialiased border
     image = fit_and_centre(ink[top:bottom, left:right] * mask)
+    line_height = line_height or bottom - top
     cost = BROAD_COST * max(0.0, (right - left) / line_height - MAX_WIDTH)
     cost += LOW_COST * max(0.0, MIN_HEIGHT - (bottom - top) / line_height)
     crossed = components[0].crossed
@@ -218,24 +219,21 @@ def best_path(candidates: list[CandidateDigit]) -> tuple[float, list[CandidateDi
 
 def find_reading(picture: Image.Image, network: nn.Module, multiple: bool = True) -> Reading:
     """Reads a picture as from `flatten`; UsageError if no digit is found."""
-    segmentations = [each for area in find_candidates(picture) for each in segment(area, multiple)]
-    candidates = [digit for lines, _ in segmentations for line in lines for digit in line]
-    images = [digit.image for digit in candidates if digit.image is not None]
-    if not images:
+    areas = find_candidates(picture)
+    segmentations = [each for ink, cost in areas for each in segment(ink, cost, multiple)]
+    digits = [digit for lines, _ in segmentations for line in lines for digit in line]
+    digits = [digit for digit in digits if digit.image is not None]
+    if not digits:
         raise UsageError("no digit found: too little contrast, or a textured background")
-    classified = iter(classify(network, torch.from_numpy(np.stack(images))))
+    classified = classify(network, torch.from_numpy(np.stack([digit.image for digit in digits])))
+    for digit, row in zip(digits, classified):
+        digit.probabilities = row
     readings = []
     for lines, area_cost in segmentations:
-        total, chosen = 0.0, []
-        for line in lines:
-            for index, digit in enumerate(line):
-                if digit.image is not None:
-                    line[index] = digit._replace(probabilities=next(classified))
-            cost, digits = best_path(line)
-            total += cost
-            chosen += [digits] if digits else []
-        if chosen:
-            readings.append(Reading(chosen, area_cost + total / sum(map(len, chosen))))
+        costs, paths = zip(*map(best_path, lines))
+        found = [path for path in paths if path]
+        if found:
+            readings.append(Reading(found, area_cost + sum(costs) / sum(map(len, found))))
     best = min(readings, key=lambda reading: reading.cost)
     return best._replace(confidence=calibrate(best, readings, network))
 
