@@ -228,10 +228,12 @@ def find_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
 def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     """Removes lines across ink (H, W), of ruled paper or a frame; returns also their number."""
     (horizontal, rows), (vertical, columns) = map(find_ruling, (ink, np.ascontiguousarray(ink.T)))
-    if rows > 1 and not columns:  # the columns of a form end at its first and last row
+    if rows > 1:  # the columns of a form end at its first and last row
         inside = np.flatnonzero(horizontal.any(axis=1))
         part = slice(inside[0], inside[-1] + 1)
-        vertical[:, part], columns = find_ruling(np.ascontiguousarray(ink[part].T))
+        between, count = find_ruling(np.ascontiguousarray(ink[part].T))
+        vertical[:, part] |= between
+        columns = max(columns, count)
     lines = horizontal | vertical.T
     if not lines.any():
         return ink, 0
@@ -257,8 +259,10 @@ def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | No
         margin = 2 * max(1, round(max(sheet.shape) / 50)) + 1
         inside = cv2.erode(np.pad(sheet, 1), np.ones((margin, margin)))[1:-1, 1:-1]
         if inside.any():  # outside becomes the nearest paper inside, as illumination varies
-            nearest = ndimage.distance_transform_edt(inside == 0, None, False, True)
-            fill = median_filter(small, margin | 7)[tuple(nearest)]
+            smooth = median_filter(small, margin | 7)
+            contrast = np.abs(smooth - np.median(smooth[inside > 0], axis=0)).max(axis=2)
+            paper = (inside > 0) & (contrast <= contrast[inside > 0].max() / 2)
+            fill = smooth[tuple(ndimage.distance_transform_edt(~paper, None, False, True))]
             fill = cv2.resize(fill, pixels.shape[1::-1]).reshape(pixels.shape)
             inside = cv2.resize(inside, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST)
             yield np.where(inside[..., None] > 0, pixels, fill), None, SHEET_COST
