@@ -9,9 +9,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,6 +26,8 @@ PAPER_SIZE = 2 * DIGIT_HEIGHT  # pixels: the longer side for estimates of the ba
 MIN_CONTRAST = 12  # of 255: less is noise
 MAX_FRAMES = 100  # of a GIF: the first of them with ink is read
 HEIC = {b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
+# Costs of an area, added to the mean cost of the digits of a reading.
+EDGE_COST, SHEET_COST, RULING_COST = -0.02, 0.01, 0.04
 MIN_LIGHT = 0.15  # of the brightest paper: contrast is corrected down to this illumination
 SHEET_AREA = (0.03, 0.97)  # of the picture: a smaller area is ink, a larger one the whole picture
 MIN_RECTANGULARITY = 0.85  # of a sheet: its area / its minAreaRect
@@ -35,7 +35,6 @@ MIN_EDGE = 0.4  # of a sheet: the contrast at its edge / the overall contrast
 RULING_THRESHOLD = 0.15  # least ink of a pixel of a ruled line
 RULING_LENGTH = 0.9  # of a side: the least length of a ruled line
 RULING_SLOPE = 0.06  # of a ruled line, at most
-PALE_RULING = 0.7  # ink of the lines: paler ones are subtracted, darker ones erased
 MIN_GRID = 3  # with this many lines across, it is ruled paper, not a digit
 MIN_RULED_SIZE = DIGIT_HEIGHT / 3  # pixels: in a smaller picture a stroke may look like ruling
 INK_THRESHOLD = 0.25  # pixels with less ink are background
@@ -45,11 +44,9 @@ MIN_ENCLOSED = 0.25  # of its height: what encloses a component this tall is a f
 TALL = 0.5  # of the height of a line: less is a piece of a digit, or a sign
 MAX_RISE = 0.85  # line heights, between a component and its line
 MIN_CUT_WIDTH = 0.75  # line heights: narrower components are one digit
-CUT_SIZE = 40  # pixels: components are downscaled to this height to find cuts
 MIN_NOTCH = 0.1  # line heights: the depth of a notch
 SLOPES = np.linspace(-0.4, 0.4, 9)  # of cuts: columns per row
 SLOPE_COSTS = (4, 80)  # penalty on |slope|, in strokes: low follows the ink, high is near vertical
-MAX_CROSSED = 12  # strokes, by a cut
 MIN_CUT_DISTANCE = 0.1  # line heights, between the ends of two cuts
 
 # ------------------------------------------------------------------------ files to pictures
@@ -134,46 +131,29 @@ def flatten(picture: Image.Image) -> Image.Image:
 # ------------------------------------------------------------------------- pictures to ink
 
 
-class Area(Enum):
-    """The area of a picture that may hold the digits."""
+def find_candidates(picture: Image.Image) -> Iterator[tuple[np.ndarray, float]]:
+    """Yields the ink (H, W), from 0 to 1, of each area that may hold the digits, and its cost.
 
-    ALL = "all of it"
-    EDGE = "all of it, ink touching the border: padded with the estimated background"
-    LIGHT = "its largest light area, such as a sheet of paper on a table"
-    DARK = "its largest dark area, such as a panel on a page"
-
-
-class Candidate(NamedTuple):
-    """An area of a picture that may hold the digits, and its ink (H, W) from 0 to 1."""
-
-    area: Area
-    ruling_removed: bool
-    ink: np.ndarray
-
-
-def find_candidates(picture: Image.Image) -> Iterator[Candidate]:
-    """Yields the ink of each candidate area of a picture, with its ruling and without."""
+    Each area is yielded with its ruling and without.
+    """
     levels = np.nan_to_num(np.asarray(picture, dtype=np.float32)).clip(-1e4, 1e4)
-    for area, pixels, paper in find_areas(downscale(np.atleast_3d(levels), MAX_SIZE)):
+    for pixels, paper, cost in find_areas(downscale(np.atleast_3d(levels), MAX_SIZE)):
         with contextlib.suppress(UsageError):
             ink = measure_ink(pixels, paper)
             without_ruling, lines = remove_ruling(ink)
             if lines < MIN_GRID or min(ink.shape) < MIN_RULED_SIZE:
-                yield Candidate(area, False, rescale_ink(ink, False, pixels, paper))
+                yield limit_height(ink), cost
             if lines:
-                yield Candidate(area, True, rescale_ink(without_ruling, True, pixels, paper))
+                yield limit_height(without_ruling), cost + RULING_COST
 
 
-def rescale_ink(
-    ink: np.ndarray, ruling_removed: bool, pixels: np.ndarray, paper: np.ndarray | None
-) -> np.ndarray:
-    """If the digits are much taller than DIGIT_HEIGHT, measures the ink again at that scale."""
-    components, _ = find_components(ink)
-    height = weighted_median([c.height for c in components], [c.mass for c in components])
+def limit_height(ink: np.ndarray) -> np.ndarray:
+    """Downscales ink (H, W) whose digits are much taller than DIGIT_HEIGHT."""
+    height = typical_height(find_components(ink))
     if height <= 1.25 * DIGIT_HEIGHT:
         return ink
-    ink = measure_ink(downscale(pixels, round(max(pixels.shape) * DIGIT_HEIGHT / height)), paper)
-    return remove_ruling(ink)[0] if ruling_removed else ink
+    small = downscale(ink[..., None], round(max(ink.shape) * DIGIT_HEIGHT / height))[..., 0]
+    return small / small.max()  # thin strokes fade
 
 
 def downscale(pixels: np.ndarray, longest: int) -> np.ndarray:
@@ -248,35 +228,44 @@ def find_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
 def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     """Removes lines across ink (H, W), of ruled paper or a frame; returns also their number."""
     (horizontal, rows), (vertical, columns) = map(find_ruling, (ink, np.ascontiguousarray(ink.T)))
+    if rows > 1:  # the columns of a form end at its first and last row
+        inside = np.flatnonzero(horizontal.any(axis=1))
+        part = slice(inside[0], inside[-1] + 1)
+        between, count = find_ruling(np.ascontiguousarray(ink[part].T))
+        vertical[:, part] |= between
+        columns = max(columns, count)
     lines = horizontal | vertical.T
     if not lines.any():
         return ink, 0
-    pale = 1.5 * np.median(ink[lines & (ink > RULING_THRESHOLD / 2)])  # strokes are darker
-    darker = (ink - pale).clip(0) / (1 - pale) if pale < PALE_RULING else 0
     width = lines.sum() / max(1, rows * ink.shape[1] + columns * ink.shape[0])
     gap = np.ones((2 * round(width) + 5,) * 2)
     closed = cv2.morphologyEx(np.where(lines, 0, ink), cv2.MORPH_CLOSE, gap)
-    strokes = np.maximum(darker, np.minimum(closed, ink))  # where they cross lines
-    return np.where(lines, strokes, ink), rows + columns
+    return np.where(lines, np.minimum(closed, ink), ink), rows + columns  # strokes go on
 
 
-def find_areas(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray, np.ndarray | None]]:
-    """Yields candidate areas with measure_ink's arguments: pixels and, for EDGE, a background."""
-    yield Area.ALL, pixels, None
+def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | None, float]]:
+    """Yields areas that may hold the digits: measure_ink's arguments, and a cost.
+
+    The whole picture; the same with an estimated background, if ink touches its border; its
+    largest light area, such as a sheet of paper, and its largest dark one, such as a panel.
+    """
+    yield pixels, None, 0.0
     small = downscale(pixels, PAPER_SIZE)
     contrast = np.abs(small - np.median(small, axis=(0, 1))).max(axis=2)
     edge = np.concatenate([contrast[0], contrast[-1], contrast[:, 0], contrast[:, -1]])
     if edge.max() > contrast.max() / 2:
-        yield Area.EDGE, pixels, median_filter(small, min(max(small.shape) // 2, 254) | 1)
-    for area, sheet in find_sheets(small):
+        yield pixels, median_filter(small, min(max(small.shape) // 2, 254) | 1), EDGE_COST
+    for sheet in find_sheets(small):
         margin = 2 * max(1, round(max(sheet.shape) / 50)) + 1
         inside = cv2.erode(np.pad(sheet, 1), np.ones((margin, margin)))[1:-1, 1:-1]
         if inside.any():  # outside becomes the nearest paper inside, as illumination varies
-            nearest = ndimage.distance_transform_edt(inside == 0, None, False, True)
-            fill = median_filter(small, margin | 7)[tuple(nearest)]
+            smooth = median_filter(small, margin | 7)
+            contrast = np.abs(smooth - np.median(smooth[inside > 0], axis=0)).max(axis=2)
+            paper = (inside > 0) & (contrast <= contrast[inside > 0].max() / 2)
+            fill = smooth[tuple(ndimage.distance_transform_edt(~paper, None, False, True))]
             fill = cv2.resize(fill, pixels.shape[1::-1]).reshape(pixels.shape)
             inside = cv2.resize(inside, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-            yield area, np.where(inside[..., None] > 0, pixels, fill), None
+            yield np.where(inside[..., None] > 0, pixels, fill), None, SHEET_COST
 
 
 def median_filter(pixels: np.ndarray, window: int) -> np.ndarray:
@@ -285,7 +274,7 @@ def median_filter(pixels: np.ndarray, window: int) -> np.ndarray:
     return filtered.reshape(pixels.shape).astype(np.float32)
 
 
-def find_sheets(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray]]:
+def find_sheets(pixels: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the largest light and dark region, if rectangular and sharp-edged: masks (H, W)."""
     axis = main_axis(pixels - pixels.mean(axis=(0, 1)))
     tone = cv2.normalize(pixels @ (axis * np.sign(axis.sum() or 1)), None, 0, 255, cv2.NORM_MINMAX)
@@ -295,7 +284,7 @@ def find_sheets(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray]]:
         return
     contrast = tone[light > 0].mean() - tone[light == 0].mean()
     near = np.ones((5, 5))
-    for area, side in ((Area.LIGHT, light), (Area.DARK, 1 - light)):
+    for side in (light, 1 - light):
         outlines, _ = cv2.findContours(side, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         outline = max(outlines, key=cv2.contourArea)
         sheet = cv2.drawContours(np.zeros_like(side), [outline], -1, 1, cv2.FILLED)
@@ -305,7 +294,7 @@ def find_sheets(pixels: np.ndarray) -> Iterator[tuple[Area, np.ndarray]]:
         edge = abs(tone[outside].mean() - tone[inside].mean())  # sharp, unlike a shadow's
         rectangular = sheet.sum() > MIN_RECTANGULARITY * np.prod(cv2.minAreaRect(outline)[1])
         if rectangular and side[sheet > 0].mean() > 0.65 and edge > MIN_EDGE * contrast:
-            yield area, sheet
+            yield sheet
 
 
 # ---------------------------------------------------------------- ink to lines of components
@@ -338,50 +327,39 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
     return float(np.array(values)[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def find_components(ink: np.ndarray) -> tuple[list[Component], float]:
-    """Finds the connected components of the ink (H, W).
+def typical_height(components: list[Component]) -> float:
+    """Median height, weighted by ink."""
+    return weighted_median([c.height for c in components], [c.mass for c in components])
 
-    Omits specks, enclosing frames, and components at the border that are unlike digits. Returns
-    also the ink omitted at the border, as a fraction of a typical component (at most 1).
-    """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(np.uint8(ink > INK_THRESHOLD))
+
+def find_components(ink: np.ndarray) -> list[Component]:
+    """Finds the connected components of the ink (H, W), without specks and enclosing frames."""
+    inked = np.uint8(ink > INK_THRESHOLD)
+    if not inked.any():
+        return []
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(inked)
     mass = np.bincount(labels.ravel(), ink.ravel(), count)
-    mass[0] = 0  # the background
-    mass[find_frames(labels, stats, mass)] = 0
-    if not mass.any():
-        return [], 0.0
-    x, y, wide, high, _ = stats.T
-    at_edge = (x == 0) | (y == 0) | (x + wide == ink.shape[1]) | (y + high == ink.shape[0])
-    inside, omitted = np.where(at_edge, 0, mass), 0.0
-    if inside.max() > 0.2 * mass.max():  # or the digit itself reaches the edge
-        size = weighted_median(high[~at_edge], mass[~at_edge])
-        like = (high > 0.6 * size) & (high < 1.5 * size) & (wide < 1.5 * size)
-        omitted = mass[at_edge & ~like & (mass > SPECK * inside.max())].sum()
-        mass = np.where(at_edge & ~like, 0, mass)
-    typical_mass = weighted_median(mass, mass)
-    numbers = np.flatnonzero(mass > SPECK * typical_mass)
+    mass[[0, *find_frames(inked, labels)]] = 0  # 0 is the background
+    numbers = np.flatnonzero(mass > SPECK * weighted_median(mass, mass))
     components = []
     for number in numbers if len(numbers) <= MAX_COMPONENTS else []:
         left, top, width, height, _ = stats[number].tolist()
         mask = labels[top : top + height, left : left + width] == number
         box = left, top, left + width, top + height
         components.append(Component(box, mask, float(mass[number])))
-    return components, min(1.0, omitted / typical_mass)
+    return components
 
 
-def find_frames(labels: np.ndarray, stats: np.ndarray, mass: np.ndarray) -> list[int]:
+def find_frames(inked: np.ndarray, labels: np.ndarray) -> list[int]:
     """Lists the labels of components that enclose others, such as a ring around a digit."""
-    frames, large = [], np.flatnonzero(mass > SPECK * mass.max())
-    low, size = stats[:, :2], stats[:, 2:4]
-    for number in large:
-        within = (low[large] > low[number]) & ((low + size)[large] < (low + size)[number])
-        others = large[within.all(axis=1) & (size[large, 1] > MIN_ENCLOSED * size[number, 1])]
-        if len(others):
-            mask = (labels == number).astype(np.uint8)
-            outline = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0][0]
-            centres = (low + size / 2)[others].tolist()
-            if any(cv2.pointPolygonTest(outline, centre, False) > 0 for centre in centres):
-                frames.append(number)
+    outlines, tree = cv2.findContours(inked, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    heights = [np.ptp(outline[..., 1]) + 1 for outline in outlines]
+    frames = []
+    for height, (*_, hole) in zip(heights, tree[0]):
+        around = tree[0, hole, 3] if hole >= 0 else -1
+        if around >= 0 and height > MIN_ENCLOSED * heights[around]:
+            x, y = outlines[around][0, 0]
+            frames.append(labels[y, x])
     return frames
 
 
@@ -390,7 +368,7 @@ def find_lines(components: list[Component]) -> list[list[Component]]:
 
     Each component joins the line whose fitted straight line passes closest to its centre.
     """
-    size = weighted_median([c.height for c in components], [c.mass for c in components])
+    size = typical_height(components)
     small = [c for c in components if c.height <= TALL * size]
     lines: list[list[Component]] = []
     for component in sorted(components, key=lambda component: component.box[0]):
@@ -431,10 +409,8 @@ def split_touching(component: Component, ink: np.ndarray, line_height: float) ->
     if right - left < MIN_CUT_WIDTH * line_height:
         return [component]
     own = np.where(component.mask, ink[top:bottom, left:right], 0).astype(np.float32)
-    shrink = max(1.0, component.height / CUT_SIZE)
-    small = downscale(own[..., None], round(max(own.shape) / shrink))[..., 0]
-    cuts = sorted(find_cuts(small, line_height / shrink))
-    y, x = np.mgrid[: bottom - top, : right - left] / shrink
+    cuts = sorted(find_cuts(own, line_height))
+    y, x = np.mgrid[: bottom - top, : right - left]
     piece_of = sum((x > at + slope * y).astype(np.uint8) for at, slope, _ in cuts)
     pieces: list[Component] = []
     for index, crossed in enumerate([0.0, *(crossed for *_, crossed in cuts)]):
@@ -468,7 +444,7 @@ def find_cuts(ink: np.ndarray, line_height: float) -> list[tuple[float, float, f
     for crossed, at, slope in sorted(found):
         ends = np.array([at, at + slope * height])
         near = [abs(ends - (other, other + s * height)).max() for other, s, _ in cuts]
-        if crossed < MAX_CROSSED and min(near, default=np.inf) > MIN_CUT_DISTANCE * line_height:
+        if min(near, default=np.inf) > MIN_CUT_DISTANCE * line_height:
             cuts.append((at, slope, crossed))
     return cuts
 

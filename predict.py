@@ -20,6 +20,8 @@ import functools
 import json
 import math
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +29,13 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from scipy import ndimage, special
 from torch import Tensor, nn
 
 from cli import Parser, UsageError, exit_code, whole_number
 from files import regular_file
 from ink import (
     TALL,
-    Area,
-    Candidate,
     Component,
     find_candidates,
     find_components,
@@ -53,11 +53,12 @@ WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 # Stroke width / longer side of the digit: thinner strokes are dilated to the target.
 MIN_STROKE, TARGET_STROKE = 0.04, 0.09
-# Logistic regression, fitted on rows, pages and single digits of training images, and on
-# non-digits: logit of the lowest digit probability, negative cost, log of the number of digits; 1.
-COEFFICIENTS = 1.34, 6.1, 0.78, -2.9
-MIN_CONFIDENCE = 0.6  # of a reading: less is marked "unsure"
-MIN_PROBABILITY = 0.94  # of a digit: a single digit with this probability has MIN_CONFIDENCE
+# Logistic regression, fitted on single digits, rows, columns and pages of training images, and on
+# letters, signs, ruling and blobs: the features of `calibrate`, and 1.
+COEFFICIENTS = 0.7, 0.69, 2.98, 0.67, -6.79, 1.01, -1.74
+ROTATIONS = -15, 15  # degrees: a letter that resembles a digit often no longer does
+MIN_CONFIDENCE = 0.7  # of a reading: less is marked "unsure"
+MIN_PROBABILITY = 0.94  # of a digit: less is marked so in JSON
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
 # Costs added to the negative log-likelihood of each digit; lengths in line heights.
@@ -65,36 +66,38 @@ CUT_COST, STROKE_COST = 0.1, 0.02  # per cut through ink; per stroke that it cro
 MIN_HEIGHT, LOW_COST = 0.7, 2.0  # of a digit; per line height below it
 MAX_WIDTH, BROAD_COST = 0.85, 1.5  # of a digit; per line height above it
 SKIP_COST = 1.0  # of leaving out a small component, times its ink / that of a typical one
-MAX_ASPECT = 1.2  # width / height of a single digit
 MAX_JOINED, MAX_JOINED_WIDTH = 6, 1.3  # components per digit, and their width
 MAX_GAP, MAX_GAP_SMALL = 0.12, 0.25  # between components of a digit; with a small one
 # Costs added to a reading, whose cost is the mean over its digits.
-AREA_COST = {Area.ALL: 0.0, Area.EDGE: -0.02, Area.LIGHT: 0.01, Area.DARK: 0.02}
-RULING_COST = 0.04  # where ruling was removed
-BORDER_COST = 0.2  # times the ink omitted at the border / that of a typical component
-PIECE_COST, MAX_PIECES = 0.05, 6  # a single digit: per further tall component; components at most
-# several digits: divided by their number; if all are cut from one component
-SEVERAL_COST, TOUCHING_COST = 0.14, 0.05
+SINGLE_COST = 0.08  # of a single digit: where several are plausible, it is hardly ever one
+PIECE_COST, MAX_PIECES = 0.05, 6  # per further component of a single digit; components at most
+TOUCHING_COST = 0.05  # of several digits, all cut from one component
 
 # ---------------------------------------------------------------- components to MNIST's images
 
 
-class CandidateDigit(NamedTuple):
+@dataclass
+class CandidateDigit:
     """Consecutive components `first` to `end` - 1 of a line as one candidate digit."""
 
     first: int
     end: int
     cost: float
-    box: tuple[float, ...] = ()  # left, top, right, bottom, in pixels
+    box: tuple[float, ...] = ()  # left, top, right, bottom, from 0 to 1
     image: np.ndarray | None = None  # (28, 28), uint8; without one, they are skipped as noise
     probabilities: Tensor | None = None  # (10,), once it is classified
 
 
 class Reading(NamedTuple):
-    """The digits of a picture, line by line; `cost` is the mean of theirs and that of the area."""
+    """The digits of a picture, line by line.
+
+    `cost` is the mean of theirs plus that of the area; `confidence` is the calibrated probability
+    that every digit is right, computed only for the reading that is chosen.
+    """
 
     lines: list[list[CandidateDigit]]
     cost: float
+    confidence: float = 0.0
 
     @property
     def digits(self) -> list[CandidateDigit]:
@@ -106,39 +109,8 @@ class Reading(NamedTuple):
         return " ".join(map("".join, best))
 
     @property
-    def confidence(self) -> float:
-        """Calibrated probability that every digit is correct."""
-        least = min(digit.probabilities.max().item() for digit in self.digits)
-        logit = math.log(least / max(1 - least, 1e-4))
-        features = logit, -self.cost, math.log(len(self.digits)), 1
-        return 1 / (1 + math.exp(-np.dot(COEFFICIENTS, features)))
-
-    @property
     def sure(self) -> bool:
         return self.confidence >= MIN_CONFIDENCE
-
-
-class Segmentation(NamedTuple):
-    """Candidate digits of each line, and the costs that do not depend on the network."""
-
-    candidate: Candidate
-    lines: list[list[CandidateDigit]]
-    cost: float
-    several_cost: float = 0.0
-
-
-def crop_digit(ink: np.ndarray, components: list[Component]) -> tuple[tuple[int, ...], np.ndarray]:
-    """Crops components of the ink (H, W): their box, and the MNIST image (28, 28)."""
-    boxes = np.array([component.box for component in components])
-    left, top, right, bottom = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
-    mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
-    for component in components:
-        x, y = component.box[0] - left, component.box[1] - top
-        height, width = component.mask.shape
-        mask[y : y + height, x : x + width] |= component.mask
-    mask = cv2.dilate(mask, np.ones((3, 3)))  # keep the antialiased border
-    image = fit_and_centre(ink[top:bottom, left:right] * mask)
-    return (int(left), int(top), int(right), int(bottom)), image
 
 
 def fit_and_centre(ink: np.ndarray) -> np.ndarray:
@@ -162,27 +134,21 @@ def fit_and_centre(ink: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------ candidates to a reading
 
 
-def segment(candidate: Candidate, multiple: bool) -> list[Segmentation]:
-    """Segments a candidate as a single digit and, if `multiple`, as lines of digits."""
-    components, omitted = find_components(candidate.ink)
-    if not components:
-        return []
-    cost = AREA_COST[candidate.area] + RULING_COST * candidate.ruling_removed
-    cost += BORDER_COST * omitted
-    segmentations = []
-    if not multiple or len(components) <= MAX_PIECES:
-        tallest = max(component.height for component in components)
-        pieces = sum(component.height > TALL * tallest for component in components)
-        box, image = crop_digit(candidate.ink, components)
-        broad = BROAD_COST * max(0.0, (box[2] - box[0]) / (box[3] - box[1]) - MAX_ASPECT)
-        lines = [[CandidateDigit(0, 1, broad, box, image)]]
-        segmentations.append(Segmentation(candidate, lines, cost + PIECE_COST * (pieces - 1)))
-    if multiple:
-        lines = [find_digits(candidate.ink, line) for line in find_lines(components)]
+def segment(
+    ink: np.ndarray, area_cost: float, multiple: bool
+) -> Iterator[tuple[list[list[CandidateDigit]], float]]:
+    """Yields the candidate digits of each line, and a cost.
+
+    The ink (H, W) of an area is one digit or, if `multiple`, lines of digits.
+    """
+    components = find_components(ink)
+    if components and (not multiple or len(components) <= MAX_PIECES):
+        cost = SINGLE_COST + PIECE_COST * (len(components) - 1)
+        yield [[prepare_digit(ink, components)]], area_cost + cost
+    if components and multiple:
+        lines = [find_digits(ink, line) for line in find_lines(components)]
         if sum(map(len, lines)) > 1:
-            cost += TOUCHING_COST * (len(components) == 1)
-            segmentations.append(Segmentation(candidate, lines, cost, SEVERAL_COST))
-    return segmentations
+            yield lines, area_cost + TOUCHING_COST * (len(components) == 1)
 
 
 def find_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
@@ -198,12 +164,30 @@ def find_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
         for end in range(first + 1, min(first + MAX_JOINED, len(line)) + 1):
             if not joinable(line[first:end], line_height):
                 break
-            box, image = crop_digit(ink, line[first:end])
-            cost = BROAD_COST * max(0.0, (box[2] - box[0]) / line_height - MAX_WIDTH)
-            cost += LOW_COST * max(0.0, MIN_HEIGHT - (box[3] - box[1]) / line_height)
-            cost += (CUT_COST + STROKE_COST * piece.crossed) * (piece.crossed > 0)
-            digits.append(CandidateDigit(first, end, cost, box, image))
+            digits.append(prepare_digit(ink, line[first:end], first, line_height))
     return digits
+
+
+def prepare_digit(
+    ink: np.ndarray, components: list[Component], first: int = 0, line_height: float | None = None
+) -> CandidateDigit:
+    """Crops components of the ink (H, W), of which `first` is the first, as a candidate digit."""
+    boxes = np.array([component.box for component in components])
+    left, top, right, bottom = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
+    mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
+    for (x, y, *_), component in zip(boxes - (left, top, 0, 0), components):
+        height, width = component.mask.shape
+        mask[y : y + height, x : x + width] |= component.mask
+    mask = cv2.dilate(mask, np.ones((3, 3)))  # keep the antialiased border
+    image = fit_and_centre(ink[top:bottom, left:right] * mask)
+    line_height = line_height or bottom - top
+    cost = BROAD_COST * max(0.0, (right - left) / line_height - MAX_WIDTH)
+    cost += LOW_COST * max(0.0, MIN_HEIGHT - (bottom - top) / line_height)
+    crossed = components[0].crossed
+    cost += (CUT_COST + STROKE_COST * crossed) * (crossed > 0)
+    height, width = ink.shape
+    box = left / width, top / height, right / width, bottom / height
+    return CandidateDigit(first, first + len(components), cost, box, image)
 
 
 def joinable(components: list[Component], line_height: float) -> bool:
@@ -235,28 +219,45 @@ def best_path(candidates: list[CandidateDigit]) -> tuple[float, list[CandidateDi
 
 def find_reading(picture: Image.Image, network: nn.Module, multiple: bool = True) -> Reading:
     """Reads a picture as from `flatten`; UsageError if no digit is found."""
-    segmentations = [each for one in find_candidates(picture) for each in segment(one, multiple)]
-    candidates = [one for each in segmentations for line in each.lines for one in line]
-    images = [one.image for one in candidates if one.image is not None]
-    if not images:
+    areas = find_candidates(picture)
+    segmentations = [each for ink, cost in areas for each in segment(ink, cost, multiple)]
+    digits = [digit for lines, _ in segmentations for line in lines for digit in line]
+    digits = [digit for digit in digits if digit.image is not None]
+    if not digits:
         raise UsageError("no digit found: too little contrast, or a textured background")
-    rows = iter(classify(network, torch.from_numpy(np.stack(images))))
+    classified = classify(network, torch.from_numpy(np.stack([digit.image for digit in digits])))
+    for digit, row in zip(digits, classified):
+        digit.probabilities = row
     readings = []
-    for segmentation in segmentations:
-        scale = max(picture.size) / max(segmentation.candidate.ink.shape)
-        total, lines = 0.0, []
-        for line in segmentation.lines:
-            for index, one in enumerate(line):
-                if one.image is not None:
-                    box = tuple(scale * at for at in one.box)
-                    line[index] = one._replace(box=box, probabilities=next(rows))
-            cost, digits = best_path(line)
-            total += cost
-            lines += [digits] if digits else []
-        if lines:
-            mean = (total + segmentation.several_cost) / sum(map(len, lines))
-            readings.append(Reading(lines, mean + segmentation.cost))
-    return min(readings, key=lambda reading: reading.cost)
+    for lines, area_cost in segmentations:
+        costs, paths = zip(*map(best_path, lines))
+        found = [path for path in paths if path]
+        if found:
+            readings.append(Reading(found, area_cost + sum(costs) / sum(map(len, found))))
+    best = min(readings, key=lambda reading: reading.cost)
+    return best._replace(confidence=calibrate(best, readings, network))
+
+
+def calibrate(reading: Reading, readings: list[Reading], network: nn.Module) -> float:
+    """Calibrated probability that every digit of a reading, the best of `readings`, is right.
+
+    Features: the least probability of its digits, upright and rotated; the cost; how much more
+    the next best reading costs; the heights; the number of digits.
+    """
+    digits = reading.digits
+    images = np.stack([digit.image for digit in digits])
+    turned = [ndimage.rotate(images, by, (2, 1), reshape=False, order=1) for by in ROTATIONS]
+    upright = torch.stack([digit.probabilities for digit in digits])
+    views = upright, *(classify(network, torch.from_numpy(view)) for view in turned)
+    best = upright.argmax(dim=1, keepdim=True)
+    least, *rotated = (view.gather(1, best).min().item() for view in views)
+    logits = special.logit(np.clip([least, min(rotated)], 1e-4, 1 - 1e-4))
+    others = [other.cost - reading.cost for other in readings if other.text != reading.text]
+    margin = min([1.0, *others])
+    heights = np.array([digit.box[3] - digit.box[1] for digit in digits])
+    deviation = abs(np.log(heights / np.median(heights))).max()
+    features = -reading.cost, math.log(max(margin, 0.01)), deviation, math.log(len(digits)), 1
+    return float(special.expit(np.dot(COEFFICIENTS, [*logits, *features])))
 
 
 def read(
@@ -318,17 +319,15 @@ def classify(network: nn.Module, images: Tensor) -> Tensor:
 # ----------------------------------------------------------------------- command line
 
 
-def describe(file: Path, picture: Image.Image, reading: Reading, top: int) -> dict[str, Any]:
+def describe(file: Path, reading: Reading, top: int) -> dict[str, Any]:
     """Returns a reading for JSON: `top` predictions per digit, boxes normalized to [0, 1]."""
-    width, height = picture.size
     digits = []
     for digit in reading.digits:
-        box = zip(digit.box, (width, height, width, height))
         best = digit.probabilities.topk(top)
         predictions = zip(best.indices.tolist(), best.values.tolist())  # digits, probabilities
         digits.append(
             {
-                "box": [round(at / side, 4) for at, side in box],
+                "box": [round(float(at), 4) for at in digit.box],
                 "sure": best.values[0].item() >= MIN_PROBABILITY,
                 "top": [{"digit": number, "confidence": value} for number, value in predictions],
             }
@@ -369,14 +368,13 @@ def show(path: Path, picture: Image.Image, reading: Reading) -> None:
         seen = Image.fromarray(np.asarray(picture).clip(0, 255).astype(np.uint8)).convert("RGB")
         draw = ImageDraw.Draw(seen)
         for number, digit in enumerate(digits, 1):
-            draw.rectangle(digit.box, outline="red", width=max(1, max(picture.size) // 400))
+            box = tuple(np.multiply(digit.box, 2 * picture.size))
+            draw.rectangle(box, outline="red", width=max(1, max(picture.size) // 400))
             probability, best = digit.probabilities.max(dim=0)
-            size = max(8, (digit.box[2] - digit.box[0]) / 4)
+            size = max(8, (box[2] - box[0]) / 4)
             text = f"{number}: {best} {100 * probability:.0f} %"
             font = ImageFont.load_default(size)
-            draw.text(
-                digit.box[:2], text, "red", font, anchor="ld", stroke_width=1, stroke_fill="white"
-            )
+            draw.text(box[:2], text, "red", font, anchor="ld", stroke_width=1, stroke_fill="white")
     target = path.with_name(f"{path.name}-seen.png")
     try:
         seen.save(target)
@@ -392,7 +390,7 @@ def predict(args: argparse.Namespace) -> int:
     for path in args.pictures:
         try:
             picture, reading = read(path, network)
-            rows.append(describe(path, picture, reading, args.top))
+            rows.append(describe(path, reading, args.top))
             if args.show:
                 show(path, picture, reading)
         except UsageError as error:

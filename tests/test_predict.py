@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import pictures
 import pytest
 import torch
 from conftest import Digits
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 import predict
@@ -51,24 +50,21 @@ def output(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> list[dic
 
 @pytest.mark.parametrize("kind", pictures.KINDS)
 def test_every_kind_of_picture_is_read(kind: str, network: nn.Module) -> None:
-    """Each digit once, and two by each hand."""
-    wrong = []
-    for index in (0, 11, 22, 33, 44, 5, 16, 27, 38, 49):
-        content = io.BytesIO(pictures.picture(kind, pictures.JUDGING[index]))
-        if predict.read(Image.open(content), network)[1].text != str(index % 10):
-            wrong.append(index)
-    assert len(wrong) <= 1, wrong
+    """Four digits by four hands, other digits for each kind."""
+    found = {}
+    for hand in range(100, 104):
+        digit = (pictures.KINDS.index(kind) + 3 * hand) % 10
+        content = io.BytesIO(pictures.picture(kind, 10 * hand + digit))
+        found[str(digit)] = predict.read(Image.open(content), network)[1].text
+    assert [*found.values()] == [*found]
 
 
 @pytest.mark.parametrize("kind", pictures.SEVERAL)
 def test_every_kind_of_several_digits_is_read(kind: str, network: nn.Module) -> None:
-    wrong = []
-    for seed in range(1000, 1080, 10):
-        rows, picture = pictures.several(kind, seed)
-        found = predict.read(picture, network)[1].text
-        if found != " ".join(rows):
-            wrong.append((rows, found))
-    assert len(wrong) <= 1 + (kind in ("page", "joined")), wrong
+    drawn = [pictures.several(kind, seed) for seed in range(1000, 1040, 10)]
+    found = [predict.read(picture, network)[1].text.split() for _, picture in drawn]
+    right = [rows == lines for (rows, _), lines in zip(drawn, found)]
+    assert sum(right) >= 3, found
 
 
 def test_several_digits_are_printed_line_by_line(tmp_path: Path, capsys) -> None:
@@ -93,22 +89,23 @@ def test_confidence_is_honest(network: nn.Module) -> None:
 
     def sure(seeds: range) -> float:
         drawn = (pictures.blend(np.pad(pictures.ink_of(seed, 60), 15)) for seed in seeds)
-        readings = [predict.read(one, network)[1] for one in drawn]
-        return np.mean([reading.sure for reading in readings])
+        return np.mean([predict.read(one, network)[1].sure for one in drawn])
 
-    assert sure(range(1000, 1040)) >= 0.95
-    assert sure(range(-1040, -1000)) <= 0.4
+    assert sure(range(1000, 1030)) >= 0.95
+    assert sure(range(-1030, -1000)) <= 0.4
 
 
-def test_a_single_digit_with_the_least_sure_probability_has_the_least_confidence() -> None:
-    probability = torch.tensor([predict.MIN_PROBABILITY])
-    digit = predict.CandidateDigit(0, 1, 0.0, probabilities=probability)
-    reading = predict.Reading([[digit]], -probability.log().item())
-    assert reading.confidence == pytest.approx(predict.MIN_CONFIDENCE, abs=0.01)
+@pytest.mark.parametrize("size", [30, 60, 120])
+def test_a_printed_letter_is_no_sure_digit(size: int, network: nn.Module) -> None:
+    """An A resembles a 4; the font is sans serif."""
+    picture = Image.new("L", (2 * size, 2 * size), 255)
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(picture).text((size, size), "A", 0, font, anchor="mm")
+    assert not predict.read(picture, network)[1].sure
 
 
 def test_a_test_digit_stays_as_it_is(mnist: Digits) -> None:
-    images = mnist["test"][0][:200, 0]
+    images = mnist["test"][0][:60, 0]
     seen = torch.stack([predict.to_mnist(Image.fromarray(image.numpy())) for image in images])
     assert (seen.float() - images.float()).abs().mean() < 1  # of 255
 
@@ -123,19 +120,14 @@ def test_a_digit_is_fitted_and_centred_as_mnist_is() -> None:
         assert abs((mass * torch.arange(28)).sum() / mass.sum() - 13.5) <= 0.5
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_large_picture_is_read_as_a_small_one(kind: str, mnist: Digits, tmp_path: Path) -> None:
-    """12 megapixels, turned as EXIF says, with a digit of a tenth of the width."""
+def test_a_large_picture_is_read_as_a_small_one(mnist: Digits) -> None:
+    """12 megapixels with a digit of a tenth of the width; JPEG and EXIF are kinds of their own."""
     sheet = Image.new("L", (4000, 3000), 255)
     seven = Image.fromarray(255 - mnist["test"][0][0, 0].numpy())
     sheet.paste(seven.resize((400, 400), Image.Resampling.BICUBIC), (3100, 700))
     small = sheet.crop((2900, 500, 3500, 1100)).resize((300, 300), Image.Resampling.BOX)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    sheet.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "large", kind, exif=exif)
-    with Image.open(tmp_path / "large") as picture:
-        difference = predict.to_mnist(picture).float() - predict.to_mnist(small).float()
-        assert picture.size == (3000, 4000)  # the caller's picture stays as it is
+    difference = predict.to_mnist(sheet).float() - predict.to_mnist(small).float()
+    assert sheet.size == (4000, 3000)  # the caller's picture stays as it is
     assert difference.abs().mean() < 4  # of 255
 
 
@@ -172,7 +164,7 @@ def test_show_writes_what_the_network_saw(photos: list[Path], tmp_path: Path) ->
     assert seen.shape == (280, 280) and torch.equal(seen[5::10, 5::10], predict.to_mnist(path))
 
 
-def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits) -> None:
+def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits, capsys) -> None:
     seven = Image.fromarray(mnist["test"][0][0, 0].numpy())
     contents = {
         "empty: not a picture, or damaged": b"",
@@ -190,12 +182,11 @@ def test_bad_pictures_leave_the_others(tmp_path: Path, mnist: Digits) -> None:
     for name, content in zip([*names, "seven"], [*contents.values(), pictures.encode(seven)]):
         if content is not None:
             (tmp_path / name).write_bytes(content)
-    command = [sys.executable, predict.__file__, *(tmp_path / name for name in [*names, "seven"])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    for line, expected in zip(done.stderr.splitlines(), contents, strict=True):
+    assert predict.main([str(tmp_path / name) for name in [*names, "seven"]]) == 2
+    out, err = capsys.readouterr()
+    for line, expected in zip(err.splitlines(), contents, strict=True):
         assert line.startswith(f"predict.py: error: {tmp_path / expected}")
-    rows = done.stdout.splitlines()
+    rows = out.splitlines()
     assert len(rows) == 3 and rows[2].startswith(f"| {tmp_path / 'seven'} |      7 | ")
 
 
