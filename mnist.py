@@ -202,7 +202,7 @@ class Loader:
             yield normalize(images), self.labels[index]
 
 
-class AverageOfViews(nn.Module):
+class TestTimeAugmentation(nn.Module):
     """Averages the softmax of a network over nine views of an image (test-time augmentation).
 
     The image itself, rotated by 6 degrees to both sides, scaled by 1/1.07 and 1.07, and shifted by

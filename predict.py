@@ -45,7 +45,7 @@ from ink import (
     stroke_width,
     weighted_median,
 )
-from mnist import IMAGE_SIZE, AverageOfViews, normalize
+from mnist import IMAGE_SIZE, TestTimeAugmentation, normalize
 from networks import ROOT, list_models, load_model
 
 DEFAULT_MODEL = "model4"
@@ -305,7 +305,7 @@ def trained_network(model: str | None, weights: str | Path | None, tta: bool) ->
             then = f"--weights runs/{model}-strong-seed42/weights.pt"
             raise UsageError(f"{weights} is not there; {train}, then predict with {then}")
     _, network = load_model(Path(weights), model)
-    return AverageOfViews(network) if tta else network
+    return TestTimeAugmentation(network) if tta else network
 
 
 def classify(network: nn.Module, images: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from cuda_graph import CudaGraph
 from curves import plot_curves, table_header, table_row
 from device import reuse_freed_memory, select_device, to_device, verify_mps
 from files import write_atomically, write_state
-from mnist import DATA_DIR, Augmentation, AverageOfViews, Loader, load_mnist, mix_seed
+from mnist import DATA_DIR, Augmentation, Loader, TestTimeAugmentation, load_mnist, mix_seed
 from networks import count_parameters, get_model, list_models, load_model, summarize
 from provenance import describe, warn_of_changes
 from recipes import RECIPES, Experiment, Recipe, add_settings, sizes_of
@@ -369,7 +369,7 @@ def print_evaluation(args: argparse.Namespace) -> None:
     images, labels = load_mnist(args.data_dir or DATA_DIR, train=False)
     loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    model = to_device(AverageOfViews(model) if args.tta else model, device)
+    model = to_device(TestTimeAugmentation(model) if args.tta else model, device)
     loss, accuracy = evaluate(model, loader, criterion)
     name += ", mean of nine views" if args.tta else ""
     print(f"{name}: test loss {loss:.4f}, test accuracy {accuracy:.2f} %")

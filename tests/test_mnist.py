@@ -19,7 +19,7 @@ from torchvision.transforms import functional as TF
 
 import train
 from cli import UsageError
-from mnist import DATA_DIR, AverageOfViews, Loader, augment, draw_transforms, load_mnist
+from mnist import DATA_DIR, Loader, TestTimeAugmentation, augment, draw_transforms, load_mnist
 from recipes import CLASSIC, Experiment
 
 STILL = dataclasses.replace(CLASSIC, rotation=0.0)
@@ -237,7 +237,7 @@ def test_nine_views_are_those_of_torchvision(mnist: dict) -> None:
         seen.append(images)
         return torch.eye(10)[len(seen) - 1].expand(len(images), 10).log()  # a digit for each view
 
-    average = AverageOfViews(nn.Identity())
+    average = TestTimeAugmentation(nn.Identity())
     average.model.forward = network
     probabilities = average((pixels - 0.1307) / 0.3081).exp()
     torch.testing.assert_close(probabilities[0], torch.tensor([1 / 9] * 9 + [0]))

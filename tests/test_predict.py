@@ -19,7 +19,7 @@ from torch import nn
 
 import predict
 from cli import UsageError
-from mnist import AverageOfViews
+from mnist import TestTimeAugmentation
 from networks import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,7 +152,7 @@ def test_tta_averages_nine_views(photos: list[Path]) -> None:
     _, model = load_model(predict.WEIGHTS_DIR / f"{predict.DEFAULT_MODEL}.pt")
     seen = torch.stack([predict.to_mnist(path) for path in photos])
     found = torch.tensor([predict.probabilities(path, tta=True) for path in photos])
-    expected = predict.classify(AverageOfViews(model).eval(), seen)
+    expected = predict.classify(TestTimeAugmentation(model).eval(), seen)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(found, predict.classify(model.eval(), seen), atol=1e-4)
 

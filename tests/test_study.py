@@ -18,7 +18,7 @@ import provenance
 import run_folder
 import train
 from cli import RunError
-from mnist import AverageOfViews, Loader
+from mnist import Loader, TestTimeAugmentation
 from networks import ROOT, load_model
 from recipes import CLASSIC, RECIPES, STRONG, Experiment, sizes_of
 from tools import study, tables
@@ -121,7 +121,7 @@ def test_the_record_of_a_test_run_has_its_accuracy_by_nine_views(in_process, few
     row, (epoch,) = study.train_one(one, "cpu", "8k", again=False)
     assert row["parameters"] == 587 and row["device_name"] == provenance.processor()
     assert 0 < epoch["one_view_acc"] < 100 and row["seconds"] == epoch["seconds"]
-    average = AverageOfViews(load_model(study.RUNS / one.name)[1])
+    average = TestTimeAugmentation(load_model(study.RUNS / one.name)[1])
     accuracy = train.evaluate(average, Loader(*few["test"], 250), torch.nn.CrossEntropyLoss())[1]
     assert row["views_acc"] == round(accuracy, 2)
 
