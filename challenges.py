@@ -22,7 +22,7 @@ class Limit(NamedTuple):
 
 
 class Counted(Enum):
-    """The epochs whose accuracy has to be reached."""
+    """Which epochs must reach the accuracy."""
 
     LAST_FIVE = "all of the last five epochs"
     LAST = "the last epoch"
@@ -116,7 +116,7 @@ def verdict(
         parts = ", ".join(part.value for part in challenge.parts)
         lines.append(f"  ?    {parts}: python -m tools.check MODEL --challenge {challenge.name}")
     if challenge.counted is Counted.ANY:
-        lines.append("An epoch that is picked by its test accuracy is chosen on the test set.")
+        lines.append("The best epoch is chosen on the test set, so its accuracy is optimistic.")
     result = "met" if all(checks.values()) else "not met"
     if result == "met" and challenge.parts:
         result += ", if the network has these parts"

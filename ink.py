@@ -1,4 +1,4 @@
-"""From an image file to candidate digits.
+"""From an image file to lines of ink components.
 
 Background subtraction, removal of ruling, connected components, text lines, and cuts between
 touching digits: the first step of heuristic over-segmentation (LeCun et al., 1998, section V).
@@ -27,7 +27,7 @@ MIN_CONTRAST = 12  # of 255: less is noise
 MAX_FRAMES = 100  # of a GIF: the first of them with ink is read
 HEIC = {b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 # Costs of an area, added to the mean cost of the digits of a reading.
-EDGE_COST, SHEET_COST, RULING_COST = -0.02, 0.01, 0.04
+EDGE_COST, SHEET_COST, RULING_COST = -0.02, 0.01, 0.04  # the first is a bonus
 MIN_LIGHT = 0.15  # of the brightest paper: contrast is corrected down to this illumination
 SHEET_AREA = (0.03, 0.97)  # of the picture: a smaller area is ink, a larger one the whole picture
 MIN_RECTANGULARITY = 0.85  # of a sheet: its area / its minAreaRect
@@ -40,7 +40,7 @@ MIN_RULED_SIZE = DIGIT_HEIGHT / 3  # pixels: in a smaller picture a stroke may l
 INK_THRESHOLD = 0.25  # pixels with less ink are background
 SPECK = 0.05  # of the ink of a typical component: less is dirt
 MAX_COMPONENTS = 300  # more are texture
-MIN_ENCLOSED = 0.25  # of its height: what encloses a component this tall is a frame
+MIN_ENCLOSED = 0.25  # of its height: a component that encloses one this tall is a frame
 TALL = 0.5  # of the height of a line: less is a piece of a digit, or a sign
 MAX_RISE = 0.85  # line heights, between a component and its line
 MIN_CUT_WIDTH = 0.75  # line heights: narrower components are one digit
@@ -262,7 +262,10 @@ def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | No
             smooth = median_filter(small, margin | 7)
             contrast = np.abs(smooth - np.median(smooth[inside > 0], axis=0)).max(axis=2)
             paper = (inside > 0) & (contrast <= contrast[inside > 0].max() / 2)
-            fill = smooth[tuple(ndimage.distance_transform_edt(~paper, None, False, True))]
+            nearest = ndimage.distance_transform_edt(
+                ~paper, return_distances=False, return_indices=True
+            )
+            fill = smooth[tuple(nearest)]
             fill = cv2.resize(fill, pixels.shape[1::-1]).reshape(pixels.shape)
             inside = cv2.resize(inside, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST)
             yield np.where(inside[..., None] > 0, pixels, fill), None, SHEET_COST
@@ -355,8 +358,8 @@ def find_frames(inked: np.ndarray, labels: np.ndarray) -> list[int]:
     outlines, tree = cv2.findContours(inked, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
     heights = [np.ptp(outline[..., 1]) + 1 for outline in outlines]
     frames = []
-    for height, (*_, hole) in zip(heights, tree[0]):
-        around = tree[0, hole, 3] if hole >= 0 else -1
+    for height, (_next, _previous, _child, hole) in zip(heights, tree[0]):
+        around = tree[0, hole, 3] if hole >= 0 else -1  # the outline around the hole, its parent
         if around >= 0 and height > MIN_ENCLOSED * heights[around]:
             x, y = outlines[around][0, 0]
             frames.append(labels[y, x])

@@ -157,8 +157,8 @@ class Loader:
 
     Without an augmentation, it yields every image in order. With one, images are shuffled and
     augmented: the random numbers depend only on (seed, epoch) and are drawn on the CPU, so that
-    every device gets the same batches, and no epoch depends on an earlier one. The caller sets
-    `epoch`.
+    every device gets the same order and transforms, and no epoch depends on an earlier one. The
+    caller sets `epoch`.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Loader:
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.augmentation, self.seed, self.epoch = augmentation, seed, 1
         self.sizes = [len(part) for part in labels.split(batch_size)]
-        if len(self.sizes) > 1 and self.sizes[-1] == 1:  # BatchNorm cannot train on one value
+        if len(self.sizes) > 1 and self.sizes[-1] == 1:  # too few for BatchNorm of 1 x 1 maps
             self.sizes[-2:] = [batch_size + 1]
 
     def __len__(self) -> int:
@@ -222,11 +222,11 @@ class TestTimeAugmentation(nn.Module):
         self.register_buffer("transforms", transforms)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 1, 28, 28) to log-probabilities (N, 10)."""
+        """Normalized images (N, 1, 28, 28) to log-probabilities (N, 10)."""
         probabilities = [self.model(images).softmax(dim=1)]
         for transform in self.transforms:
             transforms = transform.expand(len(images), 2, 3)
-            # The zero padding of grid_sample is black if black is 0.
+            # grid_sample pads with 0: shift the values, so that 0 is black.
             view = augment(images - BLACK, transforms, "bilinear") + BLACK
             probabilities.append(self.model(view).softmax(dim=1))
         return torch.stack(probabilities).mean(dim=0).log()

@@ -36,7 +36,7 @@ class Residual(nn.Module):
 
 
 def mean_pool() -> nn.Sequential:
-    """Means of 2 x 2 values of a map of odd size, whose last row and column are repeated.
+    """AvgPool2d(2) of a map of odd size, after its last row and column are replicated.
 
     The function of AvgPool2d(2, ceil_mode=True), which PyTorch's MPS backend and older ONNX
     runtimes got wrong (pytorch issue 160743).

@@ -1,4 +1,4 @@
-"""Networks by name: a file modelX.py to a new network, a file of weights to a trained one."""
+"""Builds a network from its file modelX.py by name, and loads trained weights."""
 
 import contextlib
 import copy

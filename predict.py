@@ -53,12 +53,14 @@ WEIGHTS_DIR = ROOT / "weights"
 DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 # Stroke width / longer side of the digit: thinner strokes are dilated to the target.
 MIN_STROKE, TARGET_STROKE = 0.04, 0.09
-# Logistic regression, fitted on single digits, rows, columns and pages of training images, and on
-# letters, signs, ruling and blobs: the features of `calibrate`, and 1.
+# Logistic regression for the confidence, fitted on single digits, rows, columns and pages of
+# training images, and on letters, signs, ruling and blobs. The features, as in `calibrate`: logit
+# of the least digit probability, upright and rotated; negative cost; log margin to the next
+# reading; log deviation of the heights; log number of digits; 1.
 COEFFICIENTS = 0.7, 0.69, 2.98, 0.67, -6.79, 1.01, -1.74
-ROTATIONS = -15, 15  # degrees: a letter that resembles a digit often no longer does
+ROTATIONS = -15, 15  # degrees: rotated, a letter mistaken for a digit often loses its probability
 MIN_CONFIDENCE = 0.7  # of a reading: less is marked "unsure"
-MIN_PROBABILITY = 0.94  # of a digit: less is marked so in JSON
+MIN_PROBABILITY = 0.94  # of a digit: with less, its "sure" in the JSON is false
 SHOWN_SIZE = 10 * IMAGE_SIZE  # pixels
 
 # Costs added to the negative log-likelihood of each digit; lengths in line heights.
@@ -91,8 +93,8 @@ class CandidateDigit:
 class Reading(NamedTuple):
     """The digits of a picture, line by line.
 
-    `cost` is the mean of theirs plus that of the area; `confidence` is the calibrated probability
-    that every digit is right, computed only for the reading that is chosen.
+    `cost` is their mean cost plus the cost of the area of the picture; `confidence` is the
+    calibrated probability that every digit is right, computed only for the reading that is chosen.
     """
 
     lines: list[list[CandidateDigit]]
@@ -171,7 +173,7 @@ def find_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
 def prepare_digit(
     ink: np.ndarray, components: list[Component], first: int = 0, line_height: float | None = None
 ) -> CandidateDigit:
-    """Crops components of the ink (H, W), of which `first` is the first, as a candidate digit."""
+    """Crops components of the ink (H, W) as a candidate digit; the first one is number `first`."""
     boxes = np.array([component.box for component in components])
     left, top, right, bottom = *boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)
     mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
@@ -203,7 +205,7 @@ def joinable(components: list[Component], line_height: float) -> bool:
 
 
 def best_path(candidates: list[CandidateDigit]) -> tuple[float, list[CandidateDigit]]:
-    """Viterbi search for the cheapest sequence of digits that covers a line: its cost, and them.
+    """Viterbi search for the cheapest sequence of digits that covers a line: cost and digits.
 
     Cost of a digit: -log(probability) + its cost as a candidate.
     """
@@ -218,7 +220,7 @@ def best_path(candidates: list[CandidateDigit]) -> tuple[float, list[CandidateDi
 
 
 def find_reading(picture: Image.Image, network: nn.Module, multiple: bool = True) -> Reading:
-    """Reads a picture as from `flatten`; UsageError if no digit is found."""
+    """Finds the reading of least cost of a picture; UsageError if no digit is found."""
     areas = find_candidates(picture)
     segmentations = [each for ink, cost in areas for each in segment(ink, cost, multiple)]
     digits = [digit for lines, _ in segmentations for line in lines for digit in line]
@@ -351,9 +353,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         file = row["file"].replace("|", "\\|")
         cells.append([file, " ".join(row["lines"]), confidence, first, ", ".join(others)])
     widths = [max(map(len, column)) for column in zip(*cells)]
-    align = [str.ljust, str.rjust, str.rjust, str.rjust, str.ljust]
-    cells.insert(1, [f"{'':->{width - 1}}{last}" for width, last in zip(widths, "-:::-")])
-    lines = [[each(*cell) for each, *cell in zip(align, line, widths)] for line in cells]
+    cells.insert(1, ["-" * (width - 1) + end for width, end in zip(widths, "-:::-")])
+    lines = [
+        [f"{cell:{side}{width}}" for cell, side, width in zip(line, "<>>><", widths)]
+        for line in cells
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -368,7 +372,7 @@ def show(path: Path, picture: Image.Image, reading: Reading) -> None:
         seen = Image.fromarray(np.asarray(picture).clip(0, 255).astype(np.uint8)).convert("RGB")
         draw = ImageDraw.Draw(seen)
         for number, digit in enumerate(digits, 1):
-            box = tuple(np.multiply(digit.box, 2 * picture.size))
+            box = tuple(np.multiply(digit.box, [*picture.size, *picture.size]))
             draw.rectangle(box, outline="red", width=max(1, max(picture.size) // 400))
             probability, best = digit.probabilities.max(dim=0)
             size = max(8, (box[2] - box[0]) / 4)

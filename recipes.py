@@ -1,4 +1,4 @@
-"""The recipes: every setting of a training. A run is determined by model, recipe and seed.
+"""The recipes, which hold every setting of a training, and what identifies a run.
 
 Add a recipe of your own above RECIPES and to its tuple; every script and table finds it.
 """
@@ -26,6 +26,7 @@ def string(default: str, pattern: str) -> Any:
 class Recipe:
     """Every setting of a training, with its unit; the defaults are the recipe "classic".
 
+    train.py's default is STRONG: derive from it by replace(STRONG, name="mine", epochs=10).
     UsageError for a value of another type or outside its limits.
     """
 
@@ -69,7 +70,10 @@ class Recipe:
         return self.ema_decay > 0 and epoch > math.ceil(self.pct_start * self.epochs)
 
     def changed(self, settings: list[str]) -> "Recipe":
-        """This recipe with settings such as "max_lr=0.2", which become part of its name."""
+        """This recipe with settings such as "max_lr=0.2", which become part of its name.
+
+        Another batch size changes the EMA's decay too, unless that is set, but not the LR.
+        """
         types = {part.name: part.type for part in fields(self)[1:]}
         changes: dict[str, Any] = {}
         for assignment in settings:
@@ -110,7 +114,7 @@ RECIPES = {recipe.name: recipe for recipe in (CLASSIC, STRONG, MILD, FAST)}
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides the result of a run, except hardware and versions."""
+    """What identifies a run. Its result depends also on dataset, hardware and versions."""
 
     model: str
     recipe: Recipe

@@ -14,8 +14,8 @@ accuracy in every one of the last five epochs. A run prints a row at the end of 
     |     1 |         91.93 | 0.0325 |    0.2070 |        98.28 |     20.3 |
 
 Train accuracy is measured on the augmented images, during the epoch. LR is the learning rate
-after its last batch. The loss has label smoothing, as in training. Time is that of training
-alone. Each run has a folder of its own (see run_folder.py).
+after its last batch. The test loss has label smoothing, like that of training. Time is that of
+training alone. Each run has a folder of its own (see run_folder.py).
 Exit codes: 0 success, 1 the run failed, 2 bad arguments or files, 130 Ctrl-C, 143 SIGTERM.
 """
 
@@ -91,7 +91,7 @@ def build_optimizer(
 ) -> tuple[torch.optim.SGD, OneCycleLR]:
     """SGD with Nesterov momentum, and a OneCycleLR with a rate for each batch of the run."""
     total_steps, pct_start = recipe.epochs * batches_per_epoch, recipe.pct_start
-    if pct_start * total_steps == 1:  # OneCycleLR would divide by 0
+    if pct_start * total_steps == 1:  # of a dry run: OneCycleLR would divide by 0
         pct_start += 1e-9
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
@@ -240,6 +240,7 @@ def train_and_evaluate(
     record = {"epoch": loader.epoch, "train_loss": train_loss, "train_acc": train_accuracy}
     record |= {"lr": trainer.scheduler.get_last_lr()[0], "loss": loss, "acc": accuracy}
     record["seconds"] = seconds
+    # An optional method of networks with test-time augmentation (model5.Deskewed).
     if hasattr(trainer.ema, "one_view") and len(trainer.ema.views) > 1:
         one_view = evaluate(trainer.ema.one_view(), test_loader, trainer.criterion)
         record[run_folder.ONE_VIEW] = one_view[1]
