@@ -29,7 +29,7 @@ def judge(name: str, parameters: int, accuracies: list[float], holdout: int = 0)
         ("20k", 19_999, [*MET, *[98.0] * 5], "NO   20 epochs (fewer than 20)"),
         ("20k", 19_999, [99.39] * 9, "NO   99.4 % or more in any epoch"),
         ("20k", 20_000, MET, "NO   20,000 parameters (fewer than 20,000)"),
-        ("20k", 19_999, MET, "An epoch that is picked by its test accuracy is chosen on the test"),
+        ("20k", 19_999, MET, "The best epoch is chosen on the test set"),
         ("20k", 19_999, MET, "BatchNorm, dropout, global average pooling or a fully connected"),
         ("first-epoch", 24_999, [95.0, 90.0], "first-epoch is met."),
         ("first-epoch", 24_999, [94.9] + [99.0] * 30, "NO   95.0 % or more in the first epoch"),
