@@ -131,7 +131,7 @@ def flatten(picture: Image.Image) -> Image.Image:
 # ------------------------------------------------------------------------- pictures to ink
 
 
-def find_candidates(picture: Image.Image) -> Iterator[tuple[np.ndarray, float]]:
+def find_ink(picture: Image.Image) -> Iterator[tuple[np.ndarray, float]]:
     """Yields the ink (H, W), from 0 to 1, of each area that may hold the digits, and its cost.
 
     Each area is yielded with its ruling and without.

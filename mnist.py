@@ -206,7 +206,7 @@ class TestTimeAugmentation(nn.Module):
     """Averages the softmax of a network over nine views of an image (test-time augmentation).
 
     The image itself, rotated by 6 degrees to both sides, scaled by 1/1.07 and 1.07, and shifted by
-    one pixel in four directions.
+    one pixel in four directions. A network with views of its own averages those for each of them.
     """
 
     def __init__(self, model: nn.Module) -> None:

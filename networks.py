@@ -110,7 +110,7 @@ def load_model(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
             if name:
                 raise
             continue  # this model file is broken; try the next
-        if weights_fit(model, state):
+        if try_load(model, state):
             check_finite(path, model)
             return candidate, model
     if name:
@@ -118,7 +118,7 @@ def load_model(path: Path, name: str | None = None) -> tuple[str, nn.Module]:
     raise UsageError(f"{path}: these weights fit no model; choose one with --model")
 
 
-def weights_fit(model: nn.Module, state: dict[str, Any]) -> bool:
+def try_load(model: nn.Module, state: dict[str, Any]) -> bool:
     """Loads `state` into `model`; returns whether it fits."""
     try:
         model.load_state_dict(state)

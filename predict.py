@@ -37,8 +37,8 @@ from files import regular_file
 from ink import (
     TALL,
     Component,
-    find_candidates,
     find_components,
+    find_ink,
     find_lines,
     open_picture,
     split_touching,
@@ -148,12 +148,12 @@ def segment(
         cost = SINGLE_COST + PIECE_COST * (len(components) - 1)
         yield [[prepare_digit(ink, components)]], area_cost + cost
     if components and multiple:
-        lines = [find_digits(ink, line) for line in find_lines(components)]
+        lines = [candidate_digits(ink, line) for line in find_lines(components)]
         if sum(map(len, lines)) > 1:
             yield lines, area_cost + TOUCHING_COST * (len(components) == 1)
 
 
-def find_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
+def candidate_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
     """Candidate digits of a line: up to MAX_JOINED consecutive components or pieces each."""
     tallest = max(component.height for component in line)
     line_height = float(np.median([c.height for c in line if c.height > TALL * tallest]))
@@ -221,7 +221,7 @@ def best_path(candidates: list[CandidateDigit]) -> tuple[float, list[CandidateDi
 
 def find_reading(picture: Image.Image, network: nn.Module, multiple: bool = True) -> Reading:
     """Finds the reading of least cost of a picture; UsageError if no digit is found."""
-    areas = find_candidates(picture)
+    areas = find_ink(picture)
     segmentations = [each for ink, cost in areas for each in segment(ink, cost, multiple)]
     digits = [digit for lines, _ in segmentations for line in lines for digit in line]
     digits = [digit for digit in digits if digit.image is not None]
