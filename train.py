@@ -157,7 +157,8 @@ class Trainer:
         else:
             loss, logits = self.forward_backward(images, labels)
         self.optimizer.step()
-        if self.scheduler.last_epoch < self.scheduler.total_steps - 1:  # no batch follows the last
+        # A step after the last batch would raise the LR again.
+        if self.scheduler.last_epoch < self.scheduler.total_steps - 1:
             self.scheduler.step()
         return loss, logits
 
@@ -321,6 +322,7 @@ def run(
 
 # ------------------------------------------------------------------------ command line
 
+# What goes with --resume and --evaluate; an option with its default value passes unnoticed.
 RESUME_OPTIONS = {"resume", "device", "threads", "data_dir", "quiet"}
 EVALUATE_OPTIONS = {"evaluate", "model", "recipe", "device", "threads", "data_dir", "tta"}
 
