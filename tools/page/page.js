@@ -693,7 +693,7 @@ function addNetworks() {
       requestUpdate();
     });
     const text = document.createElement("span");
-    text.textContent = entry.name.replace("model", "");
+    text.textContent = entry.name.replace(/^model_?/, "");
     input.setAttribute("aria-label", entry.name);
     label.append(input, text);
     return label;
