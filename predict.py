@@ -55,7 +55,7 @@ DIGIT_SIZE = 20  # pixels: the longer side of a digit of MNIST
 MIN_STROKE, TARGET_STROKE = 0.04, 0.09
 # Logistic regression for the confidence, fitted on single digits, rows, columns and pages of
 # training images, and on letters, signs, ruling and blobs. The features, as in `calibrate`: logit
-# of the least digit probability, upright and rotated; negative cost; log margin to the next
+# of the least digit probability, unrotated and rotated; negative cost; log margin to the next
 # reading; log deviation of the heights; log number of digits; 1.
 COEFFICIENTS = 0.7, 0.69, 2.98, 0.67, -6.79, 1.01, -1.74
 ROTATIONS = -15, 15  # degrees: rotated, a letter mistaken for a digit often loses its probability
@@ -243,15 +243,15 @@ def find_reading(picture: Image.Image, network: nn.Module, multiple: bool = True
 def calibrate(reading: Reading, readings: list[Reading], network: nn.Module) -> float:
     """Calibrated probability that every digit of a reading, the best of `readings`, is right.
 
-    Features: the least probability of its digits, upright and rotated; the cost; how much more
+    Features: the least probability of its digits, unrotated and rotated; the cost; how much more
     the next best reading costs; the heights; the number of digits.
     """
     digits = reading.digits
     images = np.stack([digit.image for digit in digits])
     turned = [ndimage.rotate(images, by, (2, 1), reshape=False, order=1) for by in ROTATIONS]
-    upright = torch.stack([digit.probabilities for digit in digits])
-    views = upright, *(classify(network, torch.from_numpy(view)) for view in turned)
-    best = upright.argmax(dim=1, keepdim=True)
+    unrotated = torch.stack([digit.probabilities for digit in digits])
+    views = unrotated, *(classify(network, torch.from_numpy(view)) for view in turned)
+    best = unrotated.argmax(dim=1, keepdim=True)
     least, *rotated = (view.gather(1, best).min().item() for view in views)
     logits = special.logit(np.clip([least, min(rotated)], 1e-4, 1 - 1e-4))
     others = [other.cost - reading.cost for other in readings if other.text != reading.text]
