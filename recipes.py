@@ -39,7 +39,8 @@ class Recipe:
     scaling: float = number(0.0, 0, 9)  # 0.1: by a factor from 1/1.1 to 1.1, log-uniform
     shear: float = number(0.0, 0, 80)  # degrees
     interpolation: str = string("nearest", "nearest|bilinear|bicubic")
-    # SGD with Nesterov momentum, and OneCycleLR stepped per batch.
+    # SGD or GGT (ggt.py), with Nesterov momentum, and OneCycleLR stepped per batch.
+    optimizer: str = string("sgd", "sgd|ggt")
     momentum: float = number(0.9, 1e-9, 1)
     weight_decay: float = number(0.0, 0, 1)  # of weights, not of biases and BatchNorm
     max_lr: float = number(0.3, 1e-9, 1e9)
@@ -50,6 +51,9 @@ class Recipe:
     label_smoothing: float = number(0.02, 0, 1)
     # Exponential moving average of the weights, updated per batch.
     ema_decay: float = number(0.0, 0, 1)  # 0 for no EMA
+    # Training images, without augmentation, from which the evaluated network's BatchNorm statistics
+    # are computed after each epoch; 0 keeps the running statistics.
+    bn_images: int = number(0, 0, 60_000)
 
     def __post_init__(self) -> None:
         for part in fields(self):
@@ -108,8 +112,18 @@ STRONG = Recipe(
 )
 MILDER: dict[str, Any] = {"rotation": 5.0, "translation": 0.5, "scaling": 0.05, "shear": 2.0}
 MILD = replace(STRONG, name="mild", weight_decay=0.0, **MILDER)  # for networks that underfit
+TINY = replace(  # for networks of a few hundred parameters
+    STRONG,
+    name="tiny",
+    batch_size=128,
+    optimizer="ggt",
+    weight_decay=0.0,
+    max_lr=0.02,
+    ema_decay=0.998,
+    bn_images=10_000,
+)
 FAST = Recipe("fast", epochs=4, interpolation="bilinear", weight_decay=2e-4, **MILDER)
-RECIPES = {recipe.name: recipe for recipe in (CLASSIC, STRONG, MILD, FAST)}
+RECIPES = {recipe.name: recipe for recipe in (CLASSIC, STRONG, MILD, TINY, FAST)}
 
 
 @dataclass(frozen=True)

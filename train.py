@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 import run_folder
@@ -43,6 +43,7 @@ from cuda_graph import CudaGraph
 from curves import plot_curves, table_header, table_row
 from device import reuse_freed_memory, select_device, to_device, verify_mps
 from files import write_atomically, write_state
+from ggt import GGT
 from mnist import DATA_DIR, Augmentation, Loader, TestTimeAugmentation, load_mnist, mix_seed
 from networks import count_parameters, get_model, list_models, load_model, summarize
 from provenance import describe, warn_of_changes
@@ -88,18 +89,21 @@ def build_loaders(
 
 def build_optimizer(
     model: nn.Module, recipe: Recipe, batches_per_epoch: int
-) -> tuple[torch.optim.SGD, OneCycleLR]:
-    """SGD with Nesterov momentum, and a OneCycleLR with a rate for each batch of the run."""
+) -> tuple[torch.optim.Optimizer, OneCycleLR]:
+    """The recipe's optimizer, and a OneCycleLR with a rate for each batch of the run."""
     total_steps, pct_start = recipe.epochs * batches_per_epoch, recipe.pct_start
     if pct_start * total_steps == 1:  # of a dry run: OneCycleLR would divide by 0
         pct_start += 1e-9
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others}]
-    # The fused kernel does not support complex parameters.
-    fused = all(parameter.is_floating_point() for parameter in model.parameters())
-    sgd = {"momentum": recipe.momentum, "nesterov": True, "fused": fused}
-    optimizer = torch.optim.SGD(groups, lr=recipe.max_lr, **sgd)
+    settings = {"lr": recipe.max_lr, "momentum": recipe.momentum}
+    if recipe.optimizer == "ggt":
+        optimizer = GGT(groups, **settings)
+    else:
+        # The fused kernel does not support complex parameters.
+        fused = all(parameter.is_floating_point() for parameter in model.parameters())
+        optimizer = torch.optim.SGD(groups, nesterov=True, fused=fused, **settings)
     scheduler = OneCycleLR(
         optimizer,
         recipe.max_lr,
@@ -208,6 +212,10 @@ def train_one_epoch(
         trainer.copy_buffers()
     else:
         trainer.ema.load_state_dict(trainer.model.state_dict())
+    bn_images = trainer.recipe.bn_images
+    if bn_images:
+        plain = Loader(loader.images[:bn_images], loader.labels[:bn_images], TEST_BATCH_SIZE)
+        update_bn(plain, trainer.ema)
     not_finite = torch.nonzero(~losses.isfinite())
     if len(not_finite):
         raise RunError(

@@ -223,7 +223,7 @@ def test_resume_and_evaluate_with_another_config(config: Any, tmp_path: Path, ca
 # ---------------------------------------------------------------------------- imports
 
 # Of which other modules of this project each may know.
-IMPORTS = dict.fromkeys(["cli", "challenges", "curves", "provenance", "cuda_graph"], "")
+IMPORTS = dict.fromkeys(["cli", "challenges", "curves", "provenance", "cuda_graph", "ggt"], "")
 IMPORTS |= dict.fromkeys(["files", "recipes", "device"], "cli")
 IMPORTS |= dict.fromkeys(["mnist", "networks", "run_folder"], "cli files")
 IMPORTS |= dict.fromkeys(networks.list_models(), "")
