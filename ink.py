@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, ImageStat
 from scipy import ndimage
 from scipy.signal import find_peaks
 
@@ -101,8 +101,8 @@ def flatten(picture: Image.Image) -> Image.Image:
     """Returns an opaque picture, rotated as its EXIF says, with a longer side below 2 * MAX_SIZE.
 
     It is RGB, or floats from 0 to 255 if the source has more than 8 bits. Transparent pixels
-    become background: the median colour of the opaque pixels if these are most of the picture and
-    vary in colour; else white, or black behind light ink.
+    become background: the median colour of the others if these are most of the picture; else
+    white, or black behind light ink.
     """
     deep = picture.mode.startswith(("I", "F"))
     mode = "F" if deep else "RGBA" if picture.has_transparency_data else "RGB"
@@ -114,17 +114,14 @@ def flatten(picture: Image.Image) -> Image.Image:
         return picture.point(lambda value: value * scale)
     if mode == "RGB":
         return picture
-    small = picture.copy()
-    small.thumbnail((64, 64), Image.Resampling.BOX)
-    pixels = np.asarray(small, dtype=np.float32).reshape(-1, 4)
-    alpha = pixels[:, 3]
-    if not alpha.any():
+    alpha = picture.getchannel("A")
+    if not alpha.getbbox():
         raise UsageError("nothing but transparency")
-    visible = pixels[alpha >= alpha.max() / 2, :3]
-    paper = np.median(visible, axis=0)
-    if len(visible) < len(pixels) / 2 or visible.std(axis=0).max() < 20:  # ink alone
-        paper = np.full(3, 255 if paper.mean() < 128 else 0)
-    background = Image.new("RGBA", picture.size, (*(int(value) for value in paper), 255))
+    visible = ImageStat.Stat(picture.convert("RGB"), mask=alpha)
+    paper = visible.median
+    if visible.count[0] < picture.width * picture.height / 2:  # ink alone
+        paper = [255 if sum(paper) < 3 * 128 else 0] * 3
+    background = Image.new("RGBA", picture.size, (*paper, 255))
     return Image.alpha_composite(background, picture).convert("RGB")
 
 
