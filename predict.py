@@ -237,6 +237,8 @@ def find_reading(picture: Image.Image, network: nn.Module, multiple: bool = True
         if found:
             readings.append(Reading(found, area_cost + sum(costs) / sum(map(len, found))))
     best = min(readings, key=lambda reading: reading.cost)
+    if not multiple:  # only its probabilities are wanted
+        return best
     return best._replace(confidence=calibrate(best, readings, network))
 
 
