@@ -1,10 +1,9 @@
-"""GGT, an optimizer that knows how the gradients of different parameters are correlated.
+"""GGT: Adam with the full matrix of second moments, from the last gradients.
 
 Adam divides each component of the gradient by the root of its mean square. GGT multiplies the
 gradient by the inverse square root of the whole matrix of second moments, G G^T, where the columns
-of G are the last gradients (Agarwal et al., "Efficient full-matrix adaptive regularization",
-2019). With r gradients of n parameters its rank is at most r, so that an eigendecomposition of the
-r x r matrix G^T G is enough.
+of G are the last r gradients (Agarwal et al., "Efficient full-matrix adaptive regularization",
+2019). An eigendecomposition of the r x r matrix G^T G is enough, for any number of parameters.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from torch import Tensor
 
 WINDOW = 100  # gradients
 DECAY = 0.97  # of a gradient's weight in G G^T, per step
-INTERVAL = 50  # steps from one eigendecomposition to the next
+INTERVAL = 50  # steps from one eigendecomposition to the next; 10 were worse
 DAMPING = 1e-2  # added to the diagonal of G G^T: a fraction of its mean
 
 
@@ -35,9 +34,9 @@ class GGT(torch.optim.Optimizer):
             "step": torch.zeros((), dtype=torch.long),
             "mean": torch.zeros(count, device=device),
             "gradients": torch.zeros(WINDOW, count, device=device),  # rows of G^T, in a ring
-            "directions": torch.zeros(WINDOW, count, device=device),  # eigenvectors of G G^T
+            "directions": torch.zeros(WINDOW, count, device=device),  # as in `decompose`
             "factors": torch.zeros(WINDOW, device=device),
-            "factor": torch.zeros((), device=device),  # of what is orthogonal to them
+            "factor": torch.zeros((), device=device),
         }
 
     @torch.no_grad()
@@ -66,15 +65,18 @@ class GGT(torch.optim.Optimizer):
 
 
 def decompose(rows: Tensor) -> dict[str, Tensor]:
-    """The inverse square root of G G^T with damping, as factors along its eigenvectors and else."""
+    """The inverse square root of G G^T + damping, where `rows` (r, n) are G^T.
+
+    It multiplies a vector by `factor`, and its part along each of `directions`, the eigenvectors
+    of G G^T, by `factors` in addition.
+    """
     gram = (rows @ rows.T).cpu()  # MPS has no eigh
     values, vectors = torch.linalg.eigh(gram)
+    values = values.clamp(min=1e-6 * values[-1])  # rounding makes the least ones negative
     damping = DAMPING * gram.trace() / rows.shape[1]
-    values = values.clamp(min=1e-6 * values[-1])
-    directions = (vectors / values.sqrt()).to(rows.device).T @ rows
-    factors = (values + damping).rsqrt() - damping.rsqrt()
-    return {
-        "directions": directions,
-        "factors": factors.to(rows.device),
-        "factor": damping.rsqrt().to(rows.device),
+    state = {
+        "directions": (vectors / values.sqrt()).T.to(rows.device) @ rows,
+        "factors": (values + damping).rsqrt() - damping.rsqrt(),
+        "factor": damping.rsqrt(),
     }
+    return {name: tensor.to(rows.device) for name, tensor in state.items()}

@@ -3,10 +3,10 @@
     python predict.py digit.png photo.jpg
     python predict.py digit.png --weights runs/model1-strong-seed42/weights.pt --show
 
-    | File      |    Digits |     Confidence | Least probable digit | Runner-up |
-    | --------- | --------: | -------------: | -------------------: | --------- |
-    | digit.png |         7 |         99.1 % |           7 (99.1 %) | 2 (0.3 %) |
-    | photo.jpg | 3141 5926 | 61.3 %, unsure |           1 (88.9 %) | 4 (9.2 %) |
+    | File      |    Digits |     Confidence | Least certain digit | Runner-up |
+    | --------- | --------: | -------------: | ------------------: | --------- |
+    | digit.png |         7 |         99.1 % |          7 (99.1 %) | 2 (0.3 %) |
+    | photo.jpg | 3141 5926 | 61.3 %, unsure |          1 (88.9 %) | 4 (9.2 %) |
 
 One digit or several, line by line, on pictures of any size and colour, drawn, scanned or
 photographed. The confidence is the probability that the whole reading is right. Digits are cut out
@@ -347,7 +347,7 @@ def describe(file: Path, reading: Reading, top: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns the predictions as an aligned Markdown table."""
-    cells = [["File", "Digits", "Confidence", "Least probable digit", "Runner-up"]]
+    cells = [["File", "Digits", "Confidence", "Least certain digit", "Runner-up"]]
     for row in rows:
         confidence = f"{100 * row['confidence']:.1f} %{'' if row['sure'] else ', unsure'}"
         least = min((digit["top"] for digit in row["digits"]), key=lambda top: top[0]["confidence"])

@@ -213,7 +213,7 @@ def train_one_epoch(
     else:
         trainer.ema.load_state_dict(trainer.model.state_dict())
     bn_images = trainer.recipe.bn_images
-    if bn_images:
+    if bn_images:  # which resemble the test images more than augmented ones do
         plain = Loader(loader.images[:bn_images], loader.labels[:bn_images], TEST_BATCH_SIZE)
         update_bn(plain, trainer.ema)
     not_finite = torch.nonzero(~losses.isfinite())
