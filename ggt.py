@@ -43,7 +43,11 @@ class GGT(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Updates the parameters by their gradients."""
         state, momentum = self.state[self._parameters[0]], self.param_groups[0]["momentum"]
-        gradient = torch.cat([parameter.grad.reshape(-1) for parameter in self._parameters])
+        gradients = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for parameter in self._parameters
+        ]
+        gradient = torch.cat([each.reshape(-1) for each in gradients])
         state["mean"].lerp_(gradient, 1 - momentum)
         step = int(state["step"])
         state["gradients"][step % WINDOW] = gradient

@@ -19,7 +19,8 @@ def test_agrees_with_numpy() -> None:
     """The whole matrix G G^T and its inverse square root, from more parameters than gradients."""
     draws = np.random.default_rng(0)
     weight, bias = nn.Parameter(torch.ones(20, 10)), nn.Parameter(torch.ones(40))
-    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias]}]
+    unused = nn.Parameter(torch.ones(0))  # a parameter without a gradient
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias, unused]}]
     optimizer = GGT(groups, lr=0.01, momentum=0.8)
     mixing = draws.normal(size=(240, 240))
     expected, mean, gradients, root = np.ones(240), np.zeros(240), [], None
