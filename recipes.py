@@ -7,6 +7,7 @@ import ast
 import math
 import re
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from cli import Parser, UsageError
@@ -137,8 +138,8 @@ class Experiment:
     sizes: dict[str, Any] = field(default_factory=dict)  # arguments of the network
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Experiment":
-        """The experiment in a run's config.json; UsageError where a value is missing or wrong."""
+    def from_config(cls, config: dict[str, Any], folder: Path) -> "Experiment":
+        """The experiment in config.json of a run folder; UsageError where a value is wrong."""
         try:
             values = {part.name: config[part.name] for part in fields(cls)}
             experiment = cls(**values | {"recipe": Recipe(**config["recipe"])})
@@ -149,8 +150,8 @@ class Experiment:
                 raise ValueError
             return experiment
         except (KeyError, TypeError, ValueError, UsageError):
-            reason = "is damaged, or of another version; start a new run"
-            raise UsageError(f"config.json {reason}") from None
+            reason = "config.json is damaged, or of another version; start a new run"
+            raise UsageError(f"{folder}: {reason}") from None
 
     @property
     def network(self) -> str:

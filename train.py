@@ -354,7 +354,7 @@ def train(args: argparse.Namespace) -> None:
 def resume(args: argparse.Namespace) -> None:
     """Continues the run in the folder `args.resume`, under the settings that it started with."""
     config = run_folder.read_config(args.resume)
-    experiment = Experiment.from_config(config)
+    experiment = Experiment.from_config(config, args.resume)
     if run_folder.is_finished(args.resume):
         raise UsageError(f"--resume {args.resume}: this run is finished")
     threads = config.get("threads")
@@ -375,7 +375,7 @@ def print_evaluation(args: argparse.Namespace) -> None:
     recipe = RECIPES[args.recipe or "strong"]
     folder = args.evaluate if args.evaluate.is_dir() else args.evaluate.parent
     if not args.recipe and (folder / "config.json").exists():
-        recipe = Experiment.from_config(run_folder.read_config(folder)).recipe
+        recipe = Experiment.from_config(run_folder.read_config(folder), folder).recipe
     device = select_device(args.device)
     images, labels = load_mnist(args.data_dir or DATA_DIR, train=False)
     loader = Loader(images.to(device), labels.to(device), TEST_BATCH_SIZE)

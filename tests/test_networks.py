@@ -188,7 +188,8 @@ CONFIG = json.loads(json.dumps(asdict(Experiment("model3", CLASSIC, sizes={"widt
 
 
 def test_experiment_is_named_after_all_that_decides_it() -> None:
-    assert Experiment.from_config(CONFIG) == Experiment("model3", CLASSIC, sizes={"width": 3})
+    experiment = Experiment("model3", CLASSIC, sizes={"width": 3})
+    assert Experiment.from_config(CONFIG, Path("runs")) == experiment
     for texts, name in ((["width=34"], "model6-width34"), (["a=(4, 6)", "b=1"], "model6-a4,6-b1")):
         assert Experiment("model6", CLASSIC, sizes=sizes_of(texts)).network == name
     recipe = CLASSIC.changed(["max_lr=0.2", "epochs=15"])
@@ -203,8 +204,8 @@ RECIPES = [{"x": 1}, {"pct_start": 1.0}, {"name": "../x"}]
 
 @pytest.mark.parametrize("change", [*WRONG, *({"recipe": CONFIG["recipe"] | x} for x in RECIPES)])
 def test_config_that_no_run_has_written(change: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"^config\.json is damaged, or of another version; start"):
-        Experiment.from_config(CONFIG | change)
+    with pytest.raises(UsageError, match=r"^runs: config\.json is damaged, or of another"):
+        Experiment.from_config(CONFIG | change, Path("runs"))
 
 
 @pytest.mark.parametrize("config", ["", [1], {"seed": 1}, CONFIG | {"model": "this"}])

@@ -35,7 +35,7 @@ def test_run_folder(small_mnist: Digits, tmp_path: Path) -> None:
     files = {"config.json", "metrics.csv", "checkpoint.pt", "curves.png", "weights.pt", ".lock"}
     assert {path.name for path in folder.iterdir()} == files
     config = json.loads((folder / "config.json").read_text())
-    assert Experiment.from_config(config) == experiment
+    assert Experiment.from_config(config, folder) == experiment
     assert (config["device"], config["torch"]) == ("cpu", torch.__version__)
     assert {"commit", "python", "torchvision", "threads", "data_dir", "challenge"} <= config.keys()
     with (folder / "metrics.csv").open(newline="") as file:

@@ -54,7 +54,7 @@ def read_run(folder: Path, data_dir: Path | None = None) -> Run:
     if not is_finished(folder):
         resume = f"python train.py --resume {shlex.quote(str(folder))}"
         raise UsageError(f"{folder}: this run is not finished; {resume}")
-    experiment = Experiment.from_config(config)
+    experiment = Experiment.from_config(config, folder)
     challenge = CHALLENGES.get(str(config.get("challenge")), CHALLENGES["8k"])
     former = Path(str(config.get("data_dir")))
     data_dir = data_dir or (former if former.exists() else DATA_DIR)  # the clone was moved

@@ -71,7 +71,7 @@ def earlier_runs(experiment: Experiment, device: str) -> list[Path]:
     for folder in RUNS.glob(f"{experiment.name}*"):
         with suppress(UsageError):  # damaged, or of another version
             config = read_config(folder)
-            run = Experiment.from_config(config)
+            run = Experiment.from_config(config, folder)
             is_same = (run.name, run.recipe) == (experiment.name, experiment.recipe)
             if is_same and now.items() <= config.items():
                 found.append(folder)
