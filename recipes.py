@@ -114,11 +114,10 @@ STRONG = Recipe(
 MILDER: dict[str, Any] = {"rotation": 5.0, "translation": 0.5, "scaling": 0.05, "shear": 2.0}
 MILD = replace(STRONG, name="mild", weight_decay=0.0, **MILDER)  # for networks that underfit
 TINY = replace(  # for networks of a few hundred parameters
-    STRONG,
+    MILD,
     name="tiny",
     batch_size=128,
     optimizer="ggt",
-    weight_decay=0.0,
     max_lr=0.02,
     ema_decay=0.998,
     bn_images=10_000,
