@@ -27,7 +27,7 @@ MIN_CONTRAST = 12  # of 255: less is noise
 MAX_FRAMES = 100  # of a GIF: the first of them with ink is read
 HEIC = {b"ftyp" + kind for kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")}
 # Costs of an area, added to the mean cost of the digits of a reading.
-EDGE_COST, SHEET_COST, RULING_COST = -0.02, 0.01, 0.04  # the first is a bonus
+SHEET_COST, RULING_COST = 0.01, 0.04
 MIN_LIGHT = 0.15  # of the brightest paper: contrast is corrected down to this illumination
 SHEET_AREA = (0.03, 0.97)  # of the picture: a smaller area is ink, a larger one the whole picture
 MIN_RECTANGULARITY = 0.85  # of a sheet: its area / its minAreaRect
@@ -134,9 +134,9 @@ def find_ink(picture: Image.Image) -> Iterator[tuple[np.ndarray, float]]:
     Each area is yielded with its ruling and without.
     """
     levels = np.nan_to_num(np.asarray(picture, dtype=np.float32)).clip(-1e4, 1e4)
-    for pixels, paper, cost in find_areas(downscale(np.atleast_3d(levels), MAX_SIZE)):
+    for pixels, cost in find_areas(downscale(np.atleast_3d(levels), MAX_SIZE)):
         with contextlib.suppress(UsageError):
-            ink = measure_ink(pixels, paper)
+            ink = measure_ink(pixels)
             without_ruling, lines = remove_ruling(ink)
             if lines < MIN_GRID or min(ink.shape) < MIN_RULED_SIZE:
                 yield limit_height(ink), cost
@@ -169,20 +169,17 @@ def main_axis(pixels: np.ndarray) -> np.ndarray:
     return np.linalg.eigh(pixels.T @ pixels).eigenvectors[:, -1]
 
 
-def measure_ink(pixels: np.ndarray, paper: np.ndarray | None = None) -> np.ndarray:
+def measure_ink(pixels: np.ndarray) -> np.ndarray:
     """Returns the ink of a picture (H, W, channels) as (H, W), from 0 to 1.
 
     A white top-hat along the main colour axis, which subtracts the background and so is robust to
     shading. The axis points to the minority, so the ink may be lighter or darker than the paper.
-    The border is padded by replication: of the picture, or of `paper`, a background estimate
-    (h, w, channels). UsageError if the contrast is too low.
+    UsageError if the contrast is too low.
     """
     height, width, _ = pixels.shape
     small = downscale(pixels, PAPER_SIZE)
     margin = min(max(small.shape[:2]) // 4, min(small.shape[:2])) + 1
-    edge = small if paper is None else cv2.resize(paper, small.shape[1::-1]).reshape(small.shape)
-    padded = np.pad(edge, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    padded[margin:-margin, margin:-margin] = small
+    padded = np.pad(small, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     size = int(0.3 * max(padded.shape[:2])) | 1  # wider than any stroke
     detail = padded - cv2.blur(padded, (size, size)).reshape(padded.shape)
     axis = main_axis(detail)
@@ -240,23 +237,20 @@ def remove_ruling(ink: np.ndarray) -> tuple[np.ndarray, int]:
     return np.where(lines, np.minimum(closed, ink), ink), rows + columns  # strokes go on
 
 
-def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | None, float]]:
-    """Yields areas that may hold the digits: measure_ink's arguments, and a cost.
+def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+    """Yields areas of a picture (H, W, channels) that may hold the digits, and their cost.
 
-    The whole picture; the same with an estimated background, if ink touches its border; its
-    largest light area, such as a sheet of paper, and its largest dark one, such as a panel.
+    All of it; its largest light area, such as a sheet of paper, and its largest dark one, such as
+    a panel.
     """
-    yield pixels, None, 0.0
+    yield pixels, 0.0
     small = downscale(pixels, PAPER_SIZE)
-    contrast = np.abs(small - np.median(small, axis=(0, 1))).max(axis=2)
-    edge = np.concatenate([contrast[0], contrast[-1], contrast[:, 0], contrast[:, -1]])
-    if edge.max() > contrast.max() / 2:
-        yield pixels, median_filter(small, min(max(small.shape) // 2, 254) | 1), EDGE_COST
     for sheet in find_sheets(small):
         margin = 2 * max(1, round(max(sheet.shape) / 50)) + 1
         inside = cv2.erode(np.pad(sheet, 1), np.ones((margin, margin)))[1:-1, 1:-1]
         if inside.any():  # outside becomes the nearest paper inside, as illumination varies
-            smooth = median_filter(small, margin | 7)
+            smooth = cv2.medianBlur(small.clip(0, 255).astype(np.uint8), margin | 7)
+            smooth = smooth.reshape(small.shape).astype(np.float32)
             contrast = np.abs(smooth - np.median(smooth[inside > 0], axis=0)).max(axis=2)
             paper = (inside > 0) & (contrast <= contrast[inside > 0].max() / 2)
             nearest = ndimage.distance_transform_edt(
@@ -265,13 +259,7 @@ def find_areas(pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | No
             fill = smooth[tuple(nearest)]
             fill = cv2.resize(fill, pixels.shape[1::-1]).reshape(pixels.shape)
             inside = cv2.resize(inside, pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-            yield np.where(inside[..., None] > 0, pixels, fill), None, SHEET_COST
-
-
-def median_filter(pixels: np.ndarray, window: int) -> np.ndarray:
-    """Median filter of pixels (H, W, channels), from 0 to 255, in squares of `window` pixels."""
-    filtered = cv2.medianBlur(pixels.clip(0, 255).astype(np.uint8), window)
-    return filtered.reshape(pixels.shape).astype(np.float32)
+            yield np.where(inside[..., None] > 0, pixels, fill), SHEET_COST
 
 
 def find_sheets(pixels: np.ndarray) -> Iterator[np.ndarray]:

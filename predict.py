@@ -69,11 +69,10 @@ MIN_HEIGHT, LOW_COST = 0.7, 2.0  # of a digit; per line height below it
 MAX_WIDTH, BROAD_COST = 0.85, 1.5  # of a digit; per line height above it
 SKIP_COST = 1.0  # of leaving out a small component, times its ink / that of a typical one
 MAX_JOINED, MAX_JOINED_WIDTH = 6, 1.3  # components per digit, and their width
-MAX_GAP, MAX_GAP_SMALL = 0.12, 0.25  # between components of a digit; with a small one
+MAX_GAP = 0.2  # between components of a digit
 # Costs added to a reading, whose cost is the mean over its digits.
 SINGLE_COST = 0.08  # of a single digit: where several are plausible, it is hardly ever one
 PIECE_COST, MAX_PIECES = 0.05, 6  # per further component of a single digit; components at most
-TOUCHING_COST = 0.05  # of several digits, all cut from one component
 
 # ---------------------------------------------------------------- components to MNIST's images
 
@@ -150,7 +149,7 @@ def segment(
     if components and multiple:
         lines = [candidate_digits(ink, line) for line in find_lines(components)]
         if sum(map(len, lines)) > 1:
-            yield lines, area_cost + TOUCHING_COST * (len(components) == 1)
+            yield lines, area_cost
 
 
 def candidate_digits(ink: np.ndarray, line: list[Component]) -> list[CandidateDigit]:
@@ -197,11 +196,9 @@ def joinable(components: list[Component], line_height: float) -> bool:
     if len(components) == 1:
         return True
     edges = [component.box[2] for component in components]
-    small = min(component.height for component in components[-2:]) < TALL * line_height
     gap = components[-1].box[0] - max(edges[:-1])
     width = max(edges) - min(component.box[0] for component in components)
-    near = gap < (MAX_GAP_SMALL if small else MAX_GAP) * line_height
-    return near and width < MAX_JOINED_WIDTH * line_height
+    return gap < MAX_GAP * line_height and width < MAX_JOINED_WIDTH * line_height
 
 
 def best_path(candidates: list[CandidateDigit]) -> tuple[float, list[CandidateDigit]]:
