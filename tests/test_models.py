@@ -197,3 +197,21 @@ def test_network_is_the_described_one(name: str, training: bool, mnist: dict) ->
         largest = max(value.abs().max().item() for value in theirs)
         exact = 1e-9 if name == "model4" else 1e-4
         torch.testing.assert_close(ours, theirs, rtol=exact, atol=exact * largest / 1000)
+
+
+def test_model5_with_a_stride_of_1_has_the_same_features_at_more_places() -> None:
+    """Every second one is a feature of the network with a stride of 2 (in evaluation)."""
+    torch.manual_seed(0)
+    dense = get_model("model5", width=12, stride=1).eval()
+    sparse = get_model("model5", width=12).eval()
+    for norm in [*dense.between, *dense.norms]:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    sparse.load_state_dict(dense.state_dict())
+    maps = torch.randn(2, 12, 11, 11)
+    others = maps[:, :, ::2, ::2]
+    for number in range(1, 5):
+        maps, others = dense.block(maps, number), sparse.block(others, number)
+        torch.testing.assert_close(maps[:, :, ::2, ::2], others)
+    images = torch.randn(2, 1, 28, 28)
+    assert not torch.allclose(dense(images), sparse(images))
