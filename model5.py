@@ -135,8 +135,8 @@ class Model_5(Deskewed):
     def block(self, features: Tensor, number: int) -> Tensor:
         """The block, with BatchNorm `number`, from 0: (N, width, H, W) to the same shape."""
         dilation = 2 // self.stride if number else 1
-        filters = self.depthwise.weight
-        filtered = F.conv2d(features, filters, None, 1, dilation, dilation, groups=self.width)
+        filters, groups = self.depthwise.weight, self.width
+        filtered = F.conv2d(features, filters, padding=dilation, dilation=dilation, groups=groups)
         change = self.pointwise(self.between[number](filtered))
         return torch.relu(features + self.norms[number](change))
 
