@@ -131,13 +131,16 @@ class Model_5(Deskewed):
         self.register_buffer("cosines", cosines, persistent=False)
         self.scale = nn.Parameter(torch.ones(1))  # of the logits
         self.bias = nn.Parameter(torch.zeros(10))
+        if stride == 1:
+            self.dilated = nn.Conv2d(
+                width, width, 3, padding=2, dilation=2, groups=width, bias=False
+            )
+            self.dilated.weight = self.depthwise.weight  # shared
 
     def block(self, features: Tensor, number: int) -> Tensor:
         """The block, with BatchNorm `number`, from 0: (N, width, H, W) to the same shape."""
-        dilation = 2 // self.stride if number else 1
-        filters, groups = self.depthwise.weight, self.width
-        filtered = F.conv2d(features, filters, padding=dilation, dilation=dilation, groups=groups)
-        change = self.pointwise(self.between[number](filtered))
+        depthwise = self.dilated if self.stride == 1 and number else self.depthwise
+        change = self.pointwise(self.between[number](depthwise(features)))
         return torch.relu(features + self.norms[number](change))
 
     def logits(self, images: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def test_model5_with_a_stride_of_1_has_the_same_features_at_more_places() -> Non
     for norm in [*dense.between, *dense.norms]:
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
-    sparse.load_state_dict(dense.state_dict())
+    sparse.load_state_dict(dense.state_dict(), strict=False)  # not the second name of the filters
     maps = torch.randn(2, 12, 11, 11)
     others = maps[:, :, ::2, ::2]
     for number in range(1, 5):
@@ -215,3 +215,15 @@ def test_model5_with_a_stride_of_1_has_the_same_features_at_more_places() -> Non
         torch.testing.assert_close(maps[:, :, ::2, ::2], others)
     images = torch.randn(2, 1, 28, 28)
     assert not torch.allclose(dense(images), sparse(images))
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "model5 with a stride of 1"])
+def test_every_layer_is_called_as_a_module(name: str) -> None:
+    """So that the summary, hooks and the report see it."""
+    model = get_model(name) if name in COUNTS else get_model("model5", stride=1)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    called: list[nn.Module] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, _inputs, _output: called.append(module))
+    model.eval()(torch.zeros(1, 1, 28, 28))
+    assert {*called} == {*layers}
