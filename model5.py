@@ -102,19 +102,15 @@ class Model_5(Deskewed):
     """Images (N, 1, 28, 28) to logits (N, 10). 3,683 parameters, receptive field the whole image.
 
     `width` is the number of channels of the block, at least 11: with 10, the last cosine is 0.
-    `stride` is that of the second pool. With 1, maps stay 11 x 11, and the block is dilated by 2
-    instead: the same filters, applied at four times as many places.
     """
 
+    stride = 2  # of the second pool
+
     def __init__(
-        self,
-        width: int = 54,
-        scale: float = 1.2,
-        views: tuple[View, ...] = VIEWS,
-        stride: int = 2,
+        self, width: int = 54, scale: float = 1.2, views: tuple[View, ...] = VIEWS
     ) -> None:
         super().__init__(scale, views)
-        self.width, self.stride = width, stride
+        self.width = width
         # The block, which is applied once before the second pool and four times after it.
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.pointwise = nn.Conv2d(width, width, 1, bias=False)
@@ -131,16 +127,10 @@ class Model_5(Deskewed):
         self.register_buffer("cosines", cosines, persistent=False)
         self.scale = nn.Parameter(torch.ones(1))  # of the logits
         self.bias = nn.Parameter(torch.zeros(10))
-        if stride == 1:
-            self.dilated = nn.Conv2d(
-                width, width, 3, padding=2, dilation=2, groups=width, bias=False
-            )
-            self.dilated.weight = self.depthwise.weight  # shared
 
     def block(self, features: Tensor, number: int) -> Tensor:
         """The block, with BatchNorm `number`, from 0: (N, width, H, W) to the same shape."""
-        depthwise = self.dilated if self.stride == 1 and number else self.depthwise
-        change = self.pointwise(self.between[number](depthwise(features)))
+        change = self.pointwise(self.between[number](self.depthwise(features)))
         return torch.relu(features + self.norms[number](change))
 
     def logits(self, images: Tensor) -> Tensor:

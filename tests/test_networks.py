@@ -123,7 +123,7 @@ def test_extra_state_complex_weights_and_batchnorm_of_vectors(
     assert "Total params: 1,568" in out  # by torchsummary, which sees layers only
     assert "9,408 parameters, each counted once; the table counts shared layers at each" in out
     loss = run_folder.read_metrics(folder)[-1]["loss"]
-    for path, options in ((folder, []), (folder / "weights.pt", []), (folder, ["--recipe=mild"])):
+    for path, options in ((folder, []), (folder / "weights.pt", []), (folder, ["--recipe=tiny"])):
         assert train.main(["--evaluate", str(path), *options]) == 0
         assert (f"test loss {loss:.4f}," in capsys.readouterr().out) == (options == [])
 

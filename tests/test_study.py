@@ -90,8 +90,8 @@ def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsy
     """On two threads of a Dask worker, where a run gives what it gives alone."""
     from distributed import LocalCluster, default_client
 
-    recipe, results = RECIPES["mild"].changed(["epochs=1"]), folder / "tries"
-    command = ["--model", "model4", "--recipe", "mild", "--size", "width=9", "--epochs", "1"]
+    recipe, results = RECIPES["fast"].changed(["epochs=1"]), folder / "tries"
+    command = ["--model", "model4", "--recipe", "fast", "--size", "width=9", "--epochs", "1"]
     command += ["--seeds", "0-1", "--holdout", "100", "--out", str(results)]
     two_threads = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
     with LocalCluster(**two_threads, dashboard_address=None) as cluster:
@@ -106,7 +106,7 @@ def test_a_study_trains_what_has_no_record(folder: Path, small_data: Path, capsy
     capsys.readouterr()
     assert study.main(command) == 0
     *_, row = capsys.readouterr().out.splitlines()
-    assert row.startswith("| model4-width9 | mild+epochs=1 | 100 validation |")
+    assert row.startswith("| model4-width9 | fast+epochs=1 | 100 validation |")
     for name in tables.COLUMNS:  # the records are lost: they are made from the folders
         (results / name).unlink()
     assert study.main(command) == 0

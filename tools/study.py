@@ -2,7 +2,7 @@
 
     python -m tools.study --model model4 --seeds 0-19
     python -m tools.study --model all --recipe classic --seeds 0-2,42
-    python -m tools.study --model model6 --size width=34 --seeds 0-4
+    python -m tools.study --model model5 --size width=34 --seeds 0-4
     python -m tools.study --model model3 --seeds 0-4 --set max_lr=0.2 --out tries
     python -m tools.study --model model4 --seeds 0-49 --scheduler tcp://HOST:8786    # Dask
 
