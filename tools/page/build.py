@@ -133,6 +133,7 @@ def parts() -> dict[str, str]:
     images, labels = load_mnist(DATA_DIR, train=False)
     samples = [{"digit": labels[i].item(), "pixels": encoded(images[i].numpy())} for i in SAMPLES]
     found = {"samples": json.dumps(samples), "sure": f"{predict.MIN_PROBABILITY}"}
+    found["model"] = predict.DEFAULT_MODEL
     for name in ("page.css", "page.js", "page.html", "build.py"):
         found[name] = (SOURCE / name).read_text(encoding="utf-8")
     digest = hashlib.sha256(json.dumps(found).encode())

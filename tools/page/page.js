@@ -464,8 +464,7 @@ const SAMPLES = DATA.samples.map(
   ({digit, pixels}) => ({digit, image: decoded(pixels, Uint8Array)}));
 
 const find = (id) => document.getElementById(id);
-// The last network that meets the challenge's accuracy.
-let network = NETWORKS.findLast((entry) => entry.accuracy >= 99.4) ?? NETWORKS.at(-1);
+let network = NETWORKS.find((entry) => entry.name === DATA.model) ?? NETWORKS.at(-1);
 // Strokes (lists of points), samples ({digit, image}) and nulls (clearings), in order, for undo.
 const past = [];
 
