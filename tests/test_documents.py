@@ -40,8 +40,8 @@ def test_every_accuracy_is_on_record(name: str) -> None:
     """As mean, minimum or maximum at the last epoch of a network and recipe, over its seeds."""
     by_run = tables.read_epochs().query("holdout == 0").groupby(["model", "recipe", "seed"])
     by_network = by_run.last().groupby(["model", "recipe"])
-    known = by_network[["acc", "train_acc", "one_view_acc"]].agg(["mean", "min", "max"]).to_numpy().ravel()
-    known = {f"{accuracy:.2f}" for accuracy in known} | PUBLISHED
+    table = by_network[["acc", "train_acc", "one_view_acc"]].agg(["mean", "min", "max"])
+    known = {f"{accuracy:.2f}" for accuracy in table.to_numpy().ravel()} | PUBLISHED
     text = (ROOT / name).read_text(encoding="utf-8")
     assert {*re.findall(r"(9\d\.\d\d) (?:%|to)", text)} <= known
     lowest = by_run["acc"].agg(lambda acc: acc.tail(5).min())
